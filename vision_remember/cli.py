@@ -1,0 +1,252 @@
+"""What the verbs of the command line do: each calls one room and says what came out. What can be typed is in `vision_remember_cli.py`.
+
+A verb returns a `Report` and prints nothing but progress, to stderr. Rooms are imported inside the verbs, so that `data check` does not
+wait for the trainer.
+"""
+
+import io
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console, RenderableType
+
+HERE = Path(__file__).parent
+RECIPES = (HERE / "recipes", HERE.parent / "recipes")  # installed, and in a checkout
+DEMO_PAGE = ("table", "test", 0, 0)  # family, split, seed, index
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The outcome of a verb, for people and for programs.
+
+    Attributes:
+        text: for people.
+        data: for `--json`.
+        succeeded: False gives exit status 1.
+    """
+
+    text: str
+    data: dict[str, Any] = field(default_factory=dict)
+    succeeded: bool = True
+
+
+def demo(out: Path) -> Report:
+    """Ask the shipped model about a fresh page, then run the demo comparison into `out`."""
+    from vision_remember.data.synthetic import make_page
+
+    page = make_page(*DEMO_PAGE)
+    asked = page.questions[0]
+    out.mkdir(parents=True, exist_ok=True)
+    picture = out / "page.png"
+    page.image.save(picture)
+    answered = ask(picture, asked.question, model="embedded/llava_vr_tiny", explain=out / "page_explained.png")
+    console = Console(stderr=True)
+    console.print(
+        f"{picture}: {asked.question}\n  the model says {answered.text!r}, the page says {asked.answer!r}",
+        highlight=False,
+    )
+    compared = compare("tiny/demo.yaml", (0,), out)
+    return Report(text=compared.text, data={"asked": {**answered.data, "expected": asked.answer}, **compared.data})
+
+
+def ask(image: Path, question: str, *, model: str, max_new_tokens: int = 64, explain: Path | None = None) -> Report:
+    """Answer a question about an image; with `explain`, also draw where the vision tokens looked."""
+    from vision_remember.data.images import decode_image
+    from vision_remember.model.engine import Engine, Request
+
+    if explain is not None and (explain.suffix.lower() != ".png" or not explain.parent.is_dir()):
+        raise ValueError(f"--explain {explain}: name a .png file in a folder that exists")
+    # A first question as training data in LLaVA's layout spells it: the image, a line break, the words.
+    content = [{"type": "image"}, {"type": "text", "text": f"\n{question}"}]
+    request = Request(messages=[{"role": "user", "content": content}], images=[decode_image(image)])
+    engine = Engine.load(model_folder(model))
+    if explain is None:
+        [answer] = engine.answer([request], max_new_tokens=max_new_tokens)
+    else:
+        from vision_remember.analysis.explain import draw_looks, save_png
+
+        look = engine.explain(request, max_new_tokens=max_new_tokens)
+        answer = look.answer
+        title = f"{question}  {answer.text}"
+        save_png(
+            draw_looks(look.image, look.attention, look.patch_grid, look.token_grid, margin=look.margin, title=title),
+            explain,
+        )
+    data = {
+        "model": model,
+        "image": str(image),
+        "question": question,
+        "answer": answer.text,
+        "prompt_tokens": answer.prompt_tokens,
+        "new_tokens": answer.new_tokens,
+        "explain": None if explain is None else str(explain),
+    }
+    return Report(text=answer.text, data=data)
+
+
+def train(recipe: str, overrides: Sequence[str], *, resume: bool) -> Report:
+    """Train the model of a recipe."""
+    from vision_remember import training
+
+    folder = training.train(training.load_recipe(recipe_file(recipe), overrides), resume=resume)
+    return Report(text=f"trained model: {folder}", data={"model": str(folder)})
+
+
+def evaluate(model: str, task: str, options: Sequence[str], out: Path | None) -> Report:
+    """Score a model on a task."""
+    from vision_remember import evaluation
+
+    chosen = {"type": task, **dict(_option(option) for option in options)}
+    result = evaluation.evaluate(model_folder(model), chosen, out=out, console=Console(stderr=True))
+    return Report(text=_rendered(_scores(result)), data=result.to_dict())
+
+
+def compare(recipe: str, seeds: Sequence[int], out: Path, overrides: Sequence[str] = ()) -> Report:
+    """Train and evaluate every row of a comparison, or what is left of it."""
+    from vision_remember import evaluation
+    from vision_remember.evaluation.table import results_table
+
+    results = evaluation.compare(
+        recipe_file(recipe), seeds=seeds, out=out, overrides=overrides, console=Console(stderr=True)
+    )
+    files = {"results": str(out / "results.json"), "report": str(out / "report.html")}
+    return Report(text=_rendered(results_table(results)) + "\n".join(files.values()), data={**results, "files": files})
+
+
+def list_methods() -> Report:
+    """List what the plug-in rooms hold."""
+    from rich.table import Table
+
+    from vision_remember import cli_list
+
+    found = {"projectors": cli_list.projectors(), "refusion": cli_list.refusions()}
+    text = ""
+    for title, rows in found.items():
+        table = Table(
+            title=f"{title} at the size of CLIP-L/14-336 + Qwen2-1.5B, default options", title_justify="left", box=None
+        )
+        for head in rows[0]:
+            table.add_column(head, justify="right" if isinstance(rows[0][head], int) else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
+        text += _rendered(table) + "\n"
+    return Report(text=text.rstrip("\n"), data=found)
+
+
+def data_make(out: Path, *, count: int, split: str, seed: int, families: Sequence[str] | None) -> Report:
+    """Render synthetic documents into a folder."""
+    from rich.progress import track
+
+    from vision_remember.data.synthetic import SyntheticSamples, write_dataset
+
+    samples = SyntheticSamples(count, split=split, seed=seed, families=families)
+    ids = list(
+        track(write_dataset(samples, out), "rendering", total=count, console=Console(stderr=True), transient=True)
+    )
+    data = {
+        "data": str(out / "data.json"),
+        "samples": len(ids),
+        "split": split,
+        "seed": seed,
+        "families": samples.families,
+    }
+    return Report(text=f"{len(ids)} samples: {out / 'data.json'}", data=data)
+
+
+def data_show(folder: Path, out: Path | None) -> Report:
+    """Draw a contact sheet of a data folder."""
+    from vision_remember.data.contact_sheet import write_contact_sheet
+
+    path = write_contact_sheet(folder, out or folder / "contact_sheet.png")
+    return Report(text=str(path), data={"contact_sheet": str(path)})
+
+
+def data_check(folder: Path) -> Report:
+    """List every bad sample of a data folder with its cure."""
+    from vision_remember.data.check import inspect_folder
+
+    found = inspect_folder(folder)
+    lines = [str(problem) for problem in found.problems]
+    lines += [f"warning: {problem}" for problem in found.warnings]
+    lines += [f"note: {note} ({count})" for note, count in found.notes.items()]
+    lines.append(f"{found.num_samples} samples, {len(found.problems)} problems, {len(found.warnings)} warnings")
+    data = {
+        "samples": found.num_samples,
+        "problems": [problem.as_dict() for problem in found.problems],
+        "warnings": [problem.as_dict() for problem in found.warnings],
+        "notes": found.notes,
+    }
+    return Report(text="\n".join(lines), data=data, succeeded=not found.problems)
+
+
+def foundation_build(out: Path) -> Report:
+    """Train the embedded backbones again."""
+    from vision_remember import foundation
+
+    folder = foundation.build(out)
+    return Report(text=str(folder), data={"foundation": str(folder)})
+
+
+def model_folder(name: str) -> str:
+    """The folder or hub id a user means by `--model`.
+
+    Raises:
+        ValueError: a shipped model or a folder that does not exist.
+    """
+    from vision_remember.training.recipe import model_path
+
+    path = Path(model_path(name))
+    if path.is_dir() or (not name.startswith("embedded/") and name.count("/") == 1 and not path.parent.exists()):
+        return str(path)
+    shipped = sorted(
+        f"embedded/{config.parent.name}" for config in (HERE / "foundation" / "weights").glob("*/config.json")
+    )
+    raise ValueError(f"no model folder {name}; give one that training wrote, a hub id, or one of {', '.join(shipped)}")
+
+
+def recipe_file(name: str) -> Path:
+    """The file a user means by RECIPE: their own, or one that ships.
+
+    Raises:
+        ValueError: neither exists; names the shipped ones.
+    """
+    for path in (Path(name), *(folder / name for folder in RECIPES)):
+        if path.is_file():
+            return path
+    shipped = sorted({str(path.relative_to(folder)) for folder in RECIPES for path in folder.glob("**/*.yaml")})
+    raise ValueError(f"no recipe {name}; give a file, or one of {', '.join(shipped)}")
+
+
+def _option(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"option {text!r}: write it as key=value")
+    return key, yaml.safe_load(value)
+
+
+def _scores(result: Any) -> RenderableType:
+    from rich.table import Table
+
+    table = Table("family", "exact match %", "95 %", "ANLS %", "n", box=None)
+    for family, score in result.scores.items():
+        low, high = score["ci95"]
+        table.add_row(
+            family,
+            f"{100 * score['value']:.1f}",
+            f"{100 * low:.1f} to {100 * high:.1f}",
+            f"{100 * score['anls']['value']:.1f}",
+            str(score["n"]),
+        )
+    low, high = result.mean["ci95"]
+    table.add_row("mean", f"{100 * result.mean['value']:.1f}", f"{100 * low:.1f} to {100 * high:.1f}")
+    return table
+
+
+def _rendered(table: RenderableType) -> str:
+    console = Console(file=io.StringIO(), width=shutil.get_terminal_size((120, 24)).columns)
+    console.print(table)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"  # type: ignore[attr-defined]

@@ -1,0 +1,207 @@
+"""The plots of a comparison as SVG text: score per family, score against tokens, learning curves.
+
+The only file of this room that imports matplotlib. Text stays text (selectable, in the reader's own font), colours are Okabe and Ito's,
+which colour-blind readers can tell apart, and the same results give the same bytes.
+"""
+
+import functools
+import io
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+
+WIDTH_INCHES = 7.6
+INK, GREY, HAIRLINE = "#1d2126", "#6b7280", "#e3e5e8"
+REFERENCE_COLOUR = "#374151"
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#B8860B")
+MARKERS = ("o", "s", "D", "^", "v", "P")
+FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 9.0,
+    "text.color": INK,
+    "axes.labelcolor": GREY,
+    "axes.edgecolor": HAIRLINE,
+    "axes.linewidth": 0.8,
+    "axes.titlesize": 9.0,
+    "xtick.color": GREY,
+    "ytick.color": INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "grid.color": HAIRLINE,
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+}
+
+
+def _drawn(
+    label: str, salt: str
+) -> Callable[[Callable[[Mapping[str, Any]], Figure]], Callable[[Mapping[str, Any]], str]]:
+    """Turn a function that draws a figure into one that returns it as SVG in the house style."""
+
+    def wrap(draw: Callable[[Mapping[str, Any]], Figure]) -> Callable[[Mapping[str, Any]], str]:
+        @functools.wraps(draw)
+        def drawn(results: Mapping[str, Any]) -> str:
+            with mpl.rc_context(STYLE | {"svg.hashsalt": salt}):
+                return _svg(draw(results), label)
+
+        return drawn
+
+    return wrap
+
+
+def row_colours(results: Mapping[str, Any]) -> dict[str, str]:
+    """Return one colour a row, the same in every plot: the reference in ink, the others in the order of the recipe."""
+    others = [name for name in _names(results) if name != results["reference"]]
+    return {results["reference"]: REFERENCE_COLOUR} | {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(others)}
+
+
+@_drawn("Score per family with 95 % intervals, one line per row", salt="families")
+def score_per_family(results: Mapping[str, Any]) -> Figure:
+    """Draw a panel per family, a line per row: exact match in %, the mean over seeds with its 95 % interval."""
+    summary, names, colours = results["summary"], _names(results), row_colours(results)
+    panels = [*results["fine"], "fine mean", *results["coarse"]]
+    figure = _figure(height=0.62 + 0.36 * len(names))
+    axes = figure.subplots(1, len(panels), sharey=True, gridspec_kw={"wspace": 0.14})
+    for axis, panel in zip(axes, panels, strict=True):
+        is_mean = panel == "fine mean"
+        for place, name in enumerate(names):
+            score = summary["means"][name] if is_mean else summary["families"][name][panel]
+            _interval(axis, place, score, colours[name], MARKERS[place // len(COLOURS) % len(MARKERS)])
+        axis.set_title(
+            panel, fontweight="bold" if is_mean else "normal", color=GREY if panel in results["coarse"] else INK, pad=6
+        )
+        axis.set_xlim(-4, 104)
+        axis.set_xticks([0, 50, 100])
+        axis.set_ylim(len(names) - 0.45, -0.65)
+        axis.grid(axis="y")
+        axis.set_facecolor("#f7f8f9" if is_mean else "none")
+        _bare(axis)
+    axes[0].set_yticks(range(len(names)), names)
+    return figure
+
+
+@_drawn("Fine-family score against vision tokens per page", salt="tokens")
+def score_against_tokens(results: Mapping[str, Any]) -> Figure:
+    """Draw the fine-family mean against the vision tokens a page costs, on a logarithmic axis."""
+    summary, names, colours = results["summary"], _names(results), row_colours(results)
+    tokens = {row["name"]: row["tokens"] for row in results["rows"]}
+    figure = _figure(height=3.1)
+    axis = figure.subplots()
+    axis.axhline(
+        100 * summary["means"][results["reference"]]["value"],
+        color=REFERENCE_COLOUR,
+        linewidth=0.8,
+        linestyle=(0, (4, 4)),
+    )
+    shared: dict[int, int] = {}
+    for place, name in enumerate(names):
+        mean, side = summary["means"][name], shared.setdefault(tokens[name], 0)
+        shared[tokens[name]] += 1
+        x, value = tokens[name] * (1 + 0.012 * side), 100 * mean["value"]
+        low, high = (100 * end for end in mean["ci95"])
+        axis.errorbar(
+            x,
+            value,
+            yerr=[[max(value - low, 0)], [max(high - value, 0)]],
+            color=colours[name],
+            marker=MARKERS[place // len(COLOURS) % len(MARKERS)],
+            markersize=6,
+            linewidth=1.2,
+            capsize=0,
+            linestyle="none",
+            label=name,
+        )
+    axis.set_xscale("log", base=2)
+    ticks = sorted(set(tokens.values()))
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.set_xticks([], minor=True)
+    axis.set_xlim(min(ticks) / 1.35, max(ticks) * 1.35)
+    axis.set_ylim(-2, 104)
+    axis.grid(axis="y")
+    axis.set_xlabel("vision tokens per page")
+    axis.set_ylabel("fine families, exact match %")
+    _legend(axis)
+    _bare(axis)
+    return figure
+
+
+@_drawn("Training loss against step, one line per row", salt="curves")
+def learning_curves(results: Mapping[str, Any]) -> Figure:
+    """Draw the training loss of every row against the step: the mean over seeds, and their range where there are several."""
+    colours = row_colours(results)
+    figure = _figure(height=2.9)
+    axis = figure.subplots()
+    for name in _names(results):
+        curves = list(results["curves"][name].values())
+        steps = [step for step in curves[0]["step"] if all(step in curve["step"] for curve in curves)]
+        losses = [[curve["loss"][curve["step"].index(step)] for curve in curves] for step in steps]
+        if len(curves) > 1:
+            axis.fill_between(
+                steps,
+                [min(loss) for loss in losses],
+                [max(loss) for loss in losses],
+                color=colours[name],
+                alpha=0.15,
+                linewidth=0,
+            )
+        axis.plot(steps, [sum(loss) / len(loss) for loss in losses], color=colours[name], linewidth=1.5, label=name)
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.grid(axis="y")
+    axis.set_xlabel("training step")
+    axis.set_ylabel("loss per answer token")
+    _legend(axis)
+    _bare(axis)
+    return figure
+
+
+def _names(results: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(row["name"] for row in results["rows"]))
+
+
+def _figure(height: float) -> Figure:
+    return Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
+
+
+def _interval(axis: Axes, place: int, score: Mapping[str, Any], colour: str, marker: str) -> None:
+    value, (low, high) = 100 * score["value"], (100 * end for end in score["ci95"])
+    axis.plot([low, high], [place, place], color=colour, linewidth=1.6, solid_capstyle="round")
+    axis.plot(value, place, color=colour, marker=marker, markersize=5.5)
+    side = "right" if value > 80 else "left" if value < 20 else "center"
+    axis.annotate(
+        f"{value:.1f}", (value, place), xytext=(0, 6), textcoords="offset points", ha=side, fontsize=7.5, color=GREY
+    )
+
+
+def _legend(axis: Axes) -> None:
+    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=1.2, labelspacing=0.7)
+
+
+def _bare(axis: Axes) -> None:
+    for side in ("top", "right", "left"):
+        axis.spines[side].set_visible(False)
+
+
+def _svg(figure: Figure, label: str) -> str:
+    """Return the figure as an `<svg>` element that stands inside HTML: no prologue, no metadata, no address, no fixed size."""
+    FigureCanvasSVG(figure)
+    text = io.StringIO()
+    figure.savefig(text, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
+    svg = re.sub(r'(<svg[^>]*?)\swidth="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?)\sheight="[^"]*"', rf'\1 role="img" aria-label="{label}"', svg, count=1)
+    svg = re.sub(r"font-family: [^;\"]*", f"font-family: {FONTS}", svg)
+    svg = re.sub(r"(font: [^;\"]*?[\d.]+px) [^;\"]*", rf"\1 {FONTS}", svg)
+    return svg.strip()

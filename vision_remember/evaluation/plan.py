@@ -1,0 +1,160 @@
+"""What a comparison compares: the rows of a YAML file, each one the same training recipe with another projector or re-fusion.
+
+    name: demo
+    instruct: recipes/tiny/instruct.yaml        # the training recipe of every row, relative to the working directory
+    reference: uncompressed                     # the row that loses nothing, which recovery is measured against
+    rows:
+      - {name: uncompressed, projector: {type: mlp}, refusion: {type: none}, checkpoint: embedded/align_mlp}
+      - {name: avg_pool, projector: {type: avg_pool, scale: 3}, refusion: {type: none}, checkpoint: embedded/align_avg_pool}
+    evaluation: {count: 2000, splits: [test], fine: [text, table, chart, form], coarse: [layout]}
+
+A row is laid over the recipe by the rule of `extends`. Rows may differ in what they are, never in what they are given: an override that
+touches data, order or budget is refused.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from vision_remember.training.located import read
+from vision_remember.training.recipe import Recipe, load_recipe
+from vision_remember.training.strict import bind, nearest, number
+
+SAME_FOR_ALL = ("name", "seed", "output_dir", "data", "training.steps", "training.batch_size", "training.accumulation")
+NAME = re.compile(r"[\w.+()-]+(?: [\w.+()-]+)*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowPlan:
+    """One row: a model to train.
+
+    Attributes:
+        name: as the table shows it.
+        projector, refusion: `{type: ..., options}`.
+        checkpoint: model folder to start from; None keeps what the recipe says.
+        overrides: dotted keys of the recipe, such as `training.trainable`, for rows that differ in more than their parts.
+    """
+
+    name: str
+    projector: dict[str, Any]
+    refusion: dict[str, Any] = field(default_factory=lambda: {"type": "none"})
+    checkpoint: str | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> str:
+        """The name as a folder."""
+        return self.name.replace(" ", "_")
+
+    def problems(self) -> Iterable[tuple[str, str]]:
+        """A name that is no folder name, and overrides that would make the comparison unfair."""
+        if not NAME.fullmatch(self.name) or set(self.name) <= {"."}:
+            yield "name", f"{self.name!r} must be words of letters, digits, and . + - ( ) _"
+        for key in self.overrides:
+            if any(
+                key == shared or key.startswith(shared + ".") or shared.startswith(key + ".") for shared in SAME_FOR_ALL
+            ):
+                yield (
+                    f"overrides.{key}",
+                    "all rows share data, order and budget: change it in the instruct recipe, for every row",
+                )
+            if key == "model" or key.startswith("model."):
+                yield f"overrides.{key}", "say it with the row's projector, refusion or checkpoint"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationPlan:
+    """The unseen pages that every row answers.
+
+    Attributes:
+        count: pages per split; families take turns.
+        splits: the first one is what the summary speaks of.
+        seed: of the pages.
+        fine: families whose detail compression loses; their mean is a row's `mean`.
+        coarse: families that compression should not hurt.
+        per_page: the most questions asked about one page; None asks all.
+        batch_size: prompts per batch; does not change an answer.
+        max_new_tokens: longest answer.
+    """
+
+    count: int = number(minimum=1)
+    splits: tuple[Literal["train", "test", "shift"], ...] = ("test",)
+    seed: int = number(0, minimum=0)
+    fine: tuple[str, ...] = ("text", "table", "chart", "form")
+    coarse: tuple[str, ...] = ("layout",)
+    per_page: int | None = number(None, minimum=1)
+    batch_size: int = number(32, minimum=1)
+    max_new_tokens: int = number(32, minimum=1)
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """All families, fine ones first."""
+        return (*self.fine, *self.coarse)
+
+    def task(self, split: str) -> dict[str, Any]:
+        """The task of one split, for `tasks.load_task`."""
+        options = {"count": self.count, "split": split, "seed": self.seed, "families": list(self.families)}
+        return {"type": "synthetic_documents", **options, "per_page": self.per_page}
+
+    def problems(self) -> Iterable[tuple[str, str]]:
+        """No fine family, one named twice, or fewer pages than families."""
+        if not self.splits or not self.fine:
+            yield "fine" if self.splits else "splits", "is empty: name at least one"
+        if len(set(self.families)) < len(self.families):
+            yield "coarse", f"a family stands twice in {', '.join(self.families)}"
+        if self.count < len(self.families):
+            yield "count", f"{self.count} pages cannot cover {len(self.families)} families: ask for more"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A matrix of rows, trained by one recipe and asked the same questions."""
+
+    name: str
+    instruct: str
+    reference: str
+    rows: tuple[RowPlan, ...]
+    evaluation: EvaluationPlan
+
+    def problems(self) -> Iterable[tuple[str, str]]:
+        """Rows of one name, and a reference that is no row or is re-fused."""
+        folders = [row.folder for row in self.rows]
+        for i, folder in enumerate(folders):
+            if folder in folders[:i]:
+                yield f"rows.{i}.name", f"{self.rows[i].name!r} is taken by another row"
+        by_name = {row.name: row for row in self.rows}
+        if self.reference not in by_name:
+            yield "reference", f"no row is called {self.reference!r}{nearest(self.reference, by_name)}"
+        elif by_name[self.reference].refusion["type"] != "none":
+            yield (
+                "reference",
+                f"{self.reference!r} must have the re-fusion none: recovery is measured against a plain model",
+            )
+
+    def compressed_twin(self, row: RowPlan) -> str | None:
+        """Name of the row that is this one without re-fusion, or None where the comparison has none."""
+        twins = (other for other in self.rows if other.refusion["type"] == "none" and other.projector == row.projector)
+        return next((other.name for other in twins if other.overrides == row.overrides), None)
+
+    def recipe(self, row: RowPlan, seed: int) -> Recipe:
+        """Return the training recipe of one row and seed.
+
+        Raises:
+            RecipeError: the recipe or the row is wrong; every problem with its place.
+        """
+        values = {"seed": seed, "model.projector": row.projector, "model.refusion": row.refusion, **row.overrides}
+        if row.checkpoint is not None:
+            values["model.checkpoint"] = row.checkpoint
+        return load_recipe(self.instruct, [f"{key}={json.dumps(value)}" for key, value in values.items()])
+
+
+def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> Comparison:
+    """Read a comparison, what it extends, and dotted overrides.
+
+    Raises:
+        RecipeError: lists every problem with its file and line.
+    """
+    return bind(Comparison, read(path, overrides))

@@ -1,0 +1,151 @@
+"""The folder of one row and seed, and how an interrupted comparison goes on in it.
+
+row.json             what this row is: its recipe, its questions and the bytes of the models it starts from; written first
+training/            the run folder of the trainer, which resumes by itself
+answers-SPLIT.jsonl  every answer
+finished.json        what training left behind; written last, so a row is finished if and only if this file is there
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vision_remember.evaluation.plan import Comparison, RowPlan
+from vision_remember.evaluation.records import Record, read_answers, write_answers, write_json
+from vision_remember.evaluation.results import TrainedRow
+from vision_remember.training.recipe import Recipe, model_path
+from vision_remember.training.run_folder import SUMMARY, WATCHING
+
+CURVE_POINTS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowFolder:
+    """One row trained with one seed.
+
+    Attributes:
+        path: the folder.
+        row: the plan of the row.
+        seed: of its training.
+        recipe: its training recipe, resolved.
+        identity: flat facts that must not change between two runs of the comparison.
+    """
+
+    path: Path
+    row: RowPlan
+    seed: int
+    recipe: Recipe
+    identity: dict[str, Any]
+
+    @classmethod
+    def of(cls, comparison: Comparison, row: RowPlan, seed: int, out: Path) -> "RowFolder":
+        """Resolve the recipe of a row and name its folder; reads, writes nothing."""
+        recipe = comparison.recipe(row, seed)
+        plan = comparison.evaluation
+        identity = {key: value for key, value in _flat(recipe.to_dict()).items() if not key.startswith(WATCHING)}
+        identity |= _flat({"evaluation": {split: plan.task(split) for split in plan.splits}})
+        identity |= {"evaluation.max_new_tokens": plan.max_new_tokens, **_weights(recipe)}
+        return cls(
+            path=out / "rows" / row.folder / f"seed-{seed}", row=row, seed=seed, recipe=recipe, identity=identity
+        )
+
+    @property
+    def training(self) -> Path:
+        """The trainer's run folder."""
+        return self.path / "training"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the row needs no more work."""
+        return (self.path / "finished.json").is_file()
+
+    def check(self) -> None:
+        """Refuse to mix what the folder holds with a changed recipe.
+
+        Raises:
+            ValueError: the folder was begun with another recipe; names each key with both values.
+        """
+        if not (self.path / "row.json").is_file():
+            return
+        before = json.loads((self.path / "row.json").read_text(encoding="utf-8"))
+        now = json.loads(json.dumps(self.identity))
+        changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+        if changed:
+            listed = "; ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in changed[:6])
+            more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
+            raise ValueError(
+                f"row {self.row.name!r}, seed {self.seed}, in {self.path} was made with another recipe: {listed}{more}. Choose another --out, "
+                f"or delete {self.path} to train this row again"
+            )
+
+    def begin(self) -> None:
+        """Write down what the row is, before any work."""
+        write_json(self.path / "row.json", self.identity)
+
+    def save_answers(self, split: str, records: Sequence[Record]) -> None:
+        """Keep the answers of one split."""
+        write_answers(self.path / f"answers-{split}.jsonl", records)
+
+    def answers(self, split: str) -> list[Record]:
+        """Return the answers of one split."""
+        return read_answers(self.path / f"answers-{split}.jsonl")
+
+    def finish(self, *, tokens: int) -> None:
+        """Write the last file of the row, from what the trainer measured."""
+        summary = json.loads((self.training / SUMMARY).read_text(encoding="utf-8"))
+        trained = TrainedRow(
+            tokens=tokens,
+            trainable_parameters=summary["trainable_parameters"],
+            train_seconds=summary["train_seconds"],
+            curve=self._curve(),
+        )
+        write_json(self.path / "finished.json", asdict(trained))
+
+    def trained(self) -> TrainedRow:
+        """Return what training left behind."""
+        return TrainedRow(**json.loads((self.path / "finished.json").read_text(encoding="utf-8")))
+
+    def _curve(self) -> dict[str, list[float]]:
+        """The training loss in at most 100 points, each the mean of neighbouring steps."""
+        lines = (self.training / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        points = [(line["step"], line["loss"]) for line in map(json.loads, lines)]
+        size = -(-len(points) // CURVE_POINTS)
+        groups = [points[start : start + size] for start in range(0, len(points), size)]
+        return {
+            "step": [group[-1][0] for group in groups],
+            "loss": [sum(loss for _, loss in group) / len(group) for group in groups],
+        }
+
+
+def _weights(recipe: Recipe) -> dict[str, str]:
+    """sha256 of every local model that training starts from: the same path with other weights is another recipe."""
+    starts = (
+        {"checkpoint": recipe.model.start}
+        if recipe.model.start
+        else {"vision": recipe.model.vision, "text": recipe.model.text}
+    )
+    folders = {key: Path(model_path(name)) for key, name in starts.items() if name is not None}
+    return {f"weights.{key}": _digest(folder) for key, folder in folders.items() if folder.is_dir()}
+
+
+def _digest(folder: Path) -> str:
+    total = hashlib.sha256()
+    for file in sorted((*folder.glob("*.safetensors"), *folder.glob("*.json"))):
+        total.update(file.name.encode())
+        with file.open("rb") as content:
+            total.update(hashlib.file_digest(content, "sha256").digest())
+    return total.hexdigest()
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one dict with dotted keys."""
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    return {
+        key: leaf
+        for name, child in value.items()
+        for key, leaf in _flat(child, f"{prefix}.{name}" if prefix else name).items()
+    }

@@ -1,0 +1,147 @@
+"""Ask a model a task's questions, greedily and in batches, and keep answers, prompts, versions and scores together.
+
+The engine is the one that `ask` and serving use, so a score is about what a user gets. Answers do not depend on the batch size.
+"""
+
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vision_remember import __version__
+from vision_remember.evaluation import bootstrap
+from vision_remember.evaluation.records import Record, score_answer, write_answers, write_json
+from vision_remember.evaluation.summary import mean_over_seeds, row_scores, tabulate
+from vision_remember.evaluation.tasks import Question, load_task
+from vision_remember.model.engine import Engine
+
+BATCH_SIZE = 32
+MAX_NEW_TOKENS = 32
+PACKAGES = ("torch", "transformers", "tokenizers", "pillow", "numpy", "anls")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The outcome of one model on one task.
+
+    Attributes:
+        records: every answer, in the order of the task.
+        scores: `{family: {"value", "ci95", "n", "anls": {"value", "ci95"}}}`, fractions.
+        mean: `{"value", "ci95"}`, the plain mean over families.
+        about: the model, the task, one prompt as the model received it, the generation settings and the versions.
+    """
+
+    records: list[Record]
+    scores: dict[str, dict[str, Any]]
+    mean: dict[str, Any]
+    about: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Scores and what they are about, without the answers."""
+        return {"mean": self.mean, "scores": self.scores, **self.about}
+
+    def save(self, out: Path) -> None:
+        """Write `answers.jsonl` and `scores.json` into a folder."""
+        write_answers(out / "answers.jsonl", self.records)
+        write_json(out / "scores.json", self.to_dict())
+
+
+def evaluate(
+    model: str | Path | Engine,
+    task: Mapping[str, Any],
+    *,
+    out: Path | None = None,
+    batch_size: int = BATCH_SIZE,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    console: Console | None = None,
+) -> Evaluation:
+    """Score a model on a task.
+
+    Args:
+        model: model folder, hub id, or a loaded engine.
+        task: `{"type": "synthetic_documents", "count": 1000, "split": "test"}` or `{"type": "dataset", "path": "pages/"}`; the options
+            are those of the task's file.
+        out: folder for answers and scores; None keeps them in memory.
+        batch_size: prompts per batch.
+        max_new_tokens: longest answer.
+        console: where progress is shown; None shows none.
+
+    Raises:
+        ValueError: an unknown task or option, a task without questions, or a sample that cannot be used (by name).
+    """
+    engine = model if isinstance(model, Engine) else Engine.load(str(model))
+    questions = load_task(task)
+    records = answer_questions(engine, questions, batch_size=batch_size, max_new_tokens=max_new_tokens, console=console)
+    scores, mean = score_families(records, split="/".join(str(task[key]) for key in ("type", "split") if key in task))
+    about = {
+        "model": None if isinstance(model, Engine) else str(model),
+        "task": dict(task),
+        "questions": len(records),
+        "prompt": prompt_text(engine, questions[0]),
+        "generation": {"greedy": True, "batch_size": batch_size, "max_new_tokens": max_new_tokens},
+        "bootstrap": {"resamples": bootstrap.RESAMPLES, "unit": "page"},
+        "versions": versions(),
+    }
+    evaluation = Evaluation(records=records, scores=scores, mean=mean, about=about)
+    if out is not None:
+        evaluation.save(out)
+    return evaluation
+
+
+def answer_questions(
+    engine: Engine,
+    questions: Sequence[Question],
+    *,
+    batch_size: int = BATCH_SIZE,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    console: Console | None = None,
+    label: str = "asking",
+) -> list[Record]:
+    """Return a scored record for every question, in order; only one batch of images is in memory at a time."""
+    records: list[Record] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=console is None, transient=True) as progress:
+        bar = progress.add_task(label, total=len(questions))
+        for start in range(0, len(questions), batch_size):
+            batch = questions[start : start + batch_size]
+            requests = [question.request() for question in batch]
+            answers = engine.answer(requests, max_new_tokens=max_new_tokens, batch_size=batch_size)
+            records += [_record(question, answer.text) for question, answer in zip(batch, answers, strict=True)]
+            progress.advance(bar, len(batch))
+    return records
+
+
+def score_families(records: Sequence[Record], split: str) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Return scores per family (exact match, and ANLS inside) and the mean over families, with intervals."""
+    exact, similar = (tabulate({("model", 0): records}, split, metric) for metric in ("exact_match", "anls"))
+    scores = row_scores(exact, "model", 0)
+    for family, score in row_scores(similar, "model", 0).items():
+        scores[family]["anls"] = {"value": score["value"], "ci95": score["ci95"]}
+    return scores, mean_over_seeds(exact, "model", list(scores))
+
+
+def prompt_text(engine: Engine, question: Question) -> str:
+    """Return the prompt of one question as the model receives it, with the image placeholders counted."""
+    request = question.request()
+    encoding = engine.processor.encode(request.messages, request.images, add_generation_prompt=True)
+    text = engine.processor.tokenizer.decode(encoding.input_ids)
+    slot = engine.processor.image_token
+    return re.sub(f"(?:{re.escape(slot)}\\s*)+", lambda run: f"{slot} x {run[0].count(slot)}\n", text)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions a score depends on."""
+    return {"vision-remember": __version__, "python": platform.python_version()} | {
+        name: version(name) for name in PACKAGES
+    }
+
+
+def _record(question: Question, prediction: str) -> Record:
+    facts = {name: getattr(question, name) for name in ("id", "page", "family", "answers")}
+    return score_answer(**facts, question=question.text, prediction=prediction)

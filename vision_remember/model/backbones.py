@@ -1,0 +1,147 @@
+"""Assembly: a pretrained vision encoder and a pretrained causal LM become one model.
+
+The checks that need no weights come first: options, levels, layers, the kind of LM. Then the backbones' weights are copied as they are,
+and the text path is compared with the language model's own, so that a family whose head does more than one matrix product (soft caps,
+scaled logits) is refused instead of silently changed.
+"""
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+from vision_remember.model.chat import ChatTemplate, load_tokenizer
+from vision_remember.model.configuration import VisionRememberConfig
+
+MAX_PREFIX_TOKENS = 16  # class and register tokens of an encoder; a larger surplus means that grid and encoder disagree
+SAME_LOGITS = 1e-4  # float32 rounding of one more column block in the head; soft caps and logit scales differ by far more
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def assemble(
+    model_class: type[Model], vision: str, text: str, *, projector: dict | None, refusion: dict | None, seed: int
+) -> Model:
+    """Join two backbones.
+
+    Args:
+        model_class: `VisionRememberForConditionalGeneration`.
+        vision: Folder or hub id of a vision encoder, alone or inside a CLIP-like model.
+        text: Folder or hub id of a causal LM with its tokenizer.
+        projector: `{"type": ..., options}`; None: LLaVA's `mlp`.
+        refusion: `{"type": ..., options}`; None: `none`.
+        seed: Of projector and re-fusion. One seed gives a projector the same start beside every re-fusion method.
+
+    Returns:
+        A float32 model in eval mode. The image token (and the chat tokens the tokenizer lacks) have been added; embeddings that did not
+        exist are the mean of the others.
+
+    Raises:
+        ValueError: The backbones cannot be joined; says why.
+    """
+    vision, text = str(vision), str(text)
+    config, template = _joint_config(vision, text, projector, refusion)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = model_class(config).eval()
+    config.num_prefix_tokens = _count_prefix_tokens(model.model.vision_tower, config)
+
+    encoder = _load(AutoModel, vision, config.vision_config)
+    model.model.vision_tower.load_state_dict(encoder.state_dict())
+    causal_lm = _load(AutoModelForCausalLM, text, AutoConfig.from_pretrained(text)).eval()
+    _copy_language_model(model, causal_lm)
+    _check_text_path(model, causal_lm)
+    eos = causal_lm.generation_config.eos_token_id
+    model.generation_config = GenerationConfig(
+        eos_token_id=list(dict.fromkeys([template.end_id, *(eos if isinstance(eos, list) else [eos] if eos else [])])),
+        pad_token_id=template.pad_id,
+        suppress_tokens=[config.image_token_id],  # a generated placeholder would have no image
+    )
+    return model
+
+
+def _joint_config(
+    vision: str, text: str, projector: dict | None, refusion: dict | None
+) -> tuple[VisionRememberConfig, ChatTemplate]:
+    vision_config = AutoConfig.from_pretrained(vision)
+    vision_config = vision_config.sub_configs and vision_config.vision_config or vision_config
+    text_config = copy.deepcopy(AutoConfig.from_pretrained(text))
+    tokenizer = load_tokenizer(text)
+    template = ChatTemplate(tokenizer, num_image_tokens=1)
+    text_config.vocab_size = max(text_config.vocab_size, len(tokenizer))
+    vision_config.dtype = text_config.dtype = torch.float32
+    config = VisionRememberConfig(
+        vision_config=vision_config,
+        text_config=text_config,
+        projector=projector,
+        refusion=refusion,
+        image_token_id=template.image_token_id,
+        turn_start_token_id=template.start_id,
+        turn_end_token_id=template.end_id,
+        user_header_length=len(template.encode_text("user\n")),
+        dtype="float32",
+    )
+    return config, template
+
+
+def _load(auto_class: type, name: str, config: PreTrainedConfig) -> PreTrainedModel:
+    """Load a backbone in float32 from safetensors; weights that are missing are an error."""
+    model, info = auto_class.from_pretrained(
+        name, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+    )
+    if missing := sorted(map(str, info["missing_keys"])):
+        raise ValueError(f"{name} lacks {len(missing)} weights of {type(model).__name__}, first {missing[0]}")
+    return model
+
+
+@torch.no_grad()
+def _count_prefix_tokens(encoder: PreTrainedModel, config: VisionRememberConfig) -> int:
+    """Tokens that an encoder puts before its patches, counted on an empty canvas."""
+    num_tokens = encoder(torch.zeros(1, 3, *config.image_size)).last_hidden_state.shape[1]
+    surplus = num_tokens - config.patch_grid.num_cells
+    if not 0 <= surplus <= MAX_PREFIX_TOKENS:
+        raise ValueError(
+            f"{type(encoder).__name__} makes {num_tokens} tokens of a {config.image_size[0]} x {config.image_size[1]} image, its "
+            f"{config.patch_grid} patch grid has {config.patch_grid.num_cells} cells; this encoder is no plain grid of patches"
+        )
+    return surplus
+
+
+@torch.no_grad()
+def _copy_language_model(model: PreTrainedModel, causal_lm: PreTrainedModel) -> None:
+    decoder, head = causal_lm.get_decoder(), causal_lm.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or head.bias is not None:
+        raise ValueError(f"{type(causal_lm).__name__} has no plain linear head; use another language model")
+    target = model.model.language_model
+    vocabulary = target.get_input_embeddings().weight.shape[0]
+    old_embedding = decoder.get_input_embeddings().weight
+    weights = {
+        name: _grown(weight, vocabulary) if weight.data_ptr() == old_embedding.data_ptr() else weight
+        for name, weight in decoder.state_dict().items()
+    }
+    left, unknown = target.load_state_dict(weights, strict=False)
+    if unknown or any("refusion" not in name for name in left):
+        raise ValueError(f"weights of {type(decoder).__name__} do not fit: missing {left[:3]}, left over {unknown[:3]}")
+    if not model.config.tie_word_embeddings:
+        model.lm_head.load_state_dict({"weight": _grown(head.weight, vocabulary)})
+    model.tie_weights()
+
+
+def _grown(weight: Tensor, num_rows: int) -> Tensor:
+    """The matrix with rows appended up to `num_rows`, each the mean of the rows there were."""
+    return torch.cat([weight, weight.mean(0, keepdim=True).expand(num_rows - len(weight), -1)])
+
+
+@torch.no_grad()
+def _check_text_path(model: PreTrainedModel, causal_lm: PreTrainedModel) -> None:
+    ids = torch.tensor([model.model.config.turn_start_token_id, *range(7)])[None].clamp(max=causal_lm.vocab_size - 1)
+    ids = ids[ids != model.config.image_token_id][None]
+    expected = causal_lm(ids).logits
+    given = model(ids).logits[..., : expected.shape[-1]]
+    if not torch.allclose(given, expected, rtol=SAME_LOGITS, atol=SAME_LOGITS):
+        raise ValueError(
+            f"{type(causal_lm).__name__} computes its logits differently (by {float((given - expected).abs().max()):.3g}) from one "
+            "linear head on its decoder; use another language model"
+        )

@@ -1,0 +1,218 @@
+"""The model without its LM head: encoder, projector, and a decoder with re-fusion between its layers.
+
+    pixels --vision_tower--> levels --multi_modal_projector--> vision tokens -----+--> language_model --> hidden states
+                               +--refusion.memory--> one row per vision token ----+    (keyword `refusion`)
+
+Nothing is stored on a module between calls: features travel as `mm_encoder_outputs`, which `generate` encodes once, repeats for beams and
+slices for chunked prefill (see `rows.py`).
+
+Source: layout and names follow transformers/models/llava_next/modeling_llava_next.py.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.utils.generic import can_return_tuple
+
+from vision_remember.geometry import VisionFeatures
+from vision_remember.model.configuration import VisionRememberConfig, resolve_levels
+from vision_remember.model.outputs import VisionRememberImageFeatures, VisionRememberModelOutput
+from vision_remember.model.parts import insertions
+from vision_remember.model.rows import check_counts, pack, state_of_chunk, without_rows
+from vision_remember.refusion.attach import attach
+
+
+class VisionRememberPreTrainedModel(PreTrainedModel):
+    """Loading and saving. Weights that are missing, left over or of another shape are an error, never a warning."""
+
+    config: VisionRememberConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @classmethod
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        """Load a saved model from safetensors.
+
+        Raises:
+            ValueError: The weights do not belong to the config; names the first parameter at fault.
+        """
+        kwargs.setdefault("use_safetensors", True)
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if names := sorted(map(str, info[fault])):
+                raise ValueError(
+                    f"{len(names)} {fault.replace('_', ' ')} in the weights, first {names[0]}; config and weights belong to "
+                    "different models"
+                )
+        return (model, info) if output_loading_info else model
+
+
+class VisionRememberModel(VisionRememberPreTrainedModel):
+    """Encoder, projector, re-fusion and decoder, without the LM head.
+
+    Attributes:
+        token_grid: Grid of one image's vision tokens.
+        encoder_level_indices: Encoder hidden states that projector and re-fusion read, ascending; the order of `encode`.
+    """
+
+    def __init__(self, config: VisionRememberConfig):
+        super().__init__(config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.multi_modal_projector, self.refusion = config.build_plugins()
+        self.language_model = AutoModel.from_config(config.text_config)
+        attach(self.language_model, self.refusion)
+        for plugin in (self.multi_modal_projector, self.refusion, *insertions(self.language_model)):
+            for module in plugin.modules():
+                module._is_hf_initialized = True  # plug-ins start as their constructors say, not as an LM's layers do
+        self.token_grid = self.multi_modal_projector.tokens_out(config.patch_grid)
+        plugins = (self.multi_modal_projector, self.refusion)
+        self.encoder_level_indices = tuple(sorted({index for plugin in plugins for index in self._indices(plugin)}))
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def encode(self, pixel_values: Tensor) -> Tensor:
+        """Hidden states of the encoder at the levels that projector and re-fusion read.
+
+        Args:
+            pixel_values: float[N, 3, height, width] of N images.
+
+        Returns:
+            float[N, L, P, C] in the order of `encoder_level_indices`; leading tokens that are no patches are dropped.
+
+        Raises:
+            ValueError: The encoder made another number of tokens than its patch grid has cells.
+        """
+        pixel_values = pixel_values.to(self.vision_tower.dtype)
+        hidden = self.vision_tower(pixel_values, output_hidden_states=list(self.encoder_level_indices)).hidden_states
+        levels = torch.stack([hidden[index] for index in self.encoder_level_indices], dim=1)
+        grid, prefix = self.config.patch_grid, self.config.num_prefix_tokens
+        if levels.shape[2] != grid.num_cells + prefix:
+            raise ValueError(
+                f"the encoder made {levels.shape[2]} tokens, its {grid} grid and num_prefix_tokens={prefix} make "
+                f"{grid.num_cells + prefix}; correct num_prefix_tokens or the image size"
+            )
+        return levels[:, :, prefix:]
+
+    def get_image_features(
+        self, pixel_values: Tensor | None = None, encoder_levels: Tensor | None = None, return_dict: bool = True
+    ) -> VisionRememberImageFeatures:
+        """Vision tokens and memory rows of N images; pass them to `generate` as `mm_encoder_outputs={"image": ...}`.
+
+        Args:
+            pixel_values: float[N, 3, height, width].
+            encoder_levels: float[N, L, P, C] from `encode`, in place of pixels.
+            return_dict: True; `generate` passes it.
+
+        Raises:
+            ValueError: Both inputs or neither, or levels of another model.
+        """
+        if (pixel_values is None) == (encoder_levels is None):
+            raise ValueError("give either pixel_values or encoder_levels")
+        levels = self.encode(pixel_values) if encoder_levels is None else encoder_levels.to(self.dtype)
+        if levels.shape[1] != len(self.encoder_level_indices):
+            raise ValueError(
+                f"encoder_levels holds {levels.shape[1]} levels, this model reads {len(self.encoder_level_indices)}: "
+                f"{self.encoder_level_indices}; encode the images with this model"
+            )
+        tokens = self.multi_modal_projector(self._features(levels, self.multi_modal_projector))
+        memory = None
+        if self.refusion.layers:
+            memory = pack(self.refusion.memory(self._features(levels, self.refusion), self.token_grid))
+        return VisionRememberImageFeatures(pooler_output=list(tokens.unbind()), deepstack_features=memory)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        encoder_levels: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        mm_encoder_outputs: dict[str, VisionRememberImageFeatures] | None = None,
+        output_remember_attentions: bool = False,
+        **kwargs,
+    ) -> VisionRememberModelOutput:
+        """Run the decoder on text and images.
+
+        Args:
+            input_ids: long[B, T] with V placeholders per image.
+            pixel_values: float[N, 3, height, width] of all images, in the order of their placeholders.
+            encoder_levels: float[N, L, P, C] from `encode`, in place of pixels.
+            attention_mask: long[B, T].
+            position_ids: long[B, T].
+            past_key_values: Cache of earlier chunks.
+            inputs_embeds: float[B, T, D] in place of `input_ids`; placeholders are recognised by their embedding.
+            use_cache: Return a cache.
+            mm_encoder_outputs: `{"image": get_image_features(...)}` in place of images.
+            output_remember_attentions: Return the attention weights of the insertions.
+            **kwargs: For the decoder.
+
+        Raises:
+            ValueError: Placeholders and vision tokens disagree (with both counts), or a chunk cuts an image that must stay whole.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        image = (mm_encoder_outputs or {}).get("image")
+        if sum(given is not None for given in (image, pixel_values, encoder_levels)) > 1:
+            raise ValueError("give one of pixel_values, encoder_levels and mm_encoder_outputs")
+        if pixel_values is not None or encoder_levels is not None:
+            image = self.get_image_features(pixel_values, encoder_levels)
+        embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        is_placeholder = self._placeholders(input_ids, embeds)
+        tokens = embeds.new_zeros(0, embeds.shape[-1]) if image is None else torch.cat(list(image.pooler_output)).to(embeds)
+        check_counts(is_placeholder, len(tokens), self.token_grid.num_cells)
+        embeds = embeds.masked_scatter(is_placeholder[..., None], tokens)
+        if image is None and self.training and torch.is_grad_enabled() and past_key_values is None:
+            # Every rank of a distributed run must use every parameter, also for a batch of text alone.
+            image = self.get_image_features(embeds.new_zeros(1, 3, *self.config.image_size))
+            embeds = embeds + 0 * image.pooler_output[0].sum()
+            image = without_rows(image)
+        attentions: dict[int, Tensor] | None = {} if output_remember_attentions else None
+        if image is not None and image.deepstack_features is not None:
+            kwargs["refusion"] = state_of_chunk(self, image, is_placeholder, input_ids, attentions=attentions)
+        outputs = self.language_model(
+            inputs_embeds=embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        return VisionRememberModelOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            remember_attentions=None if attentions is None else tuple(attentions[layer] for layer in sorted(attentions)),
+        )
+
+    def _placeholders(self, input_ids: Tensor | None, embeds: Tensor) -> Tensor:
+        if input_ids is not None:
+            return input_ids == self.config.image_token_id
+        placeholder = torch.tensor(self.config.image_token_id, device=embeds.device)
+        return (embeds == self.get_input_embeddings()(placeholder)).all(-1)
+
+    def _indices(self, plugin: nn.Module) -> tuple[int, ...]:
+        return resolve_levels(plugin.levels, self.config.vision_config.num_hidden_layers, type(plugin).__name__)
+
+    def _features(self, levels: Tensor, plugin: nn.Module) -> VisionFeatures:
+        """The levels that one plug-in reads, keyed as it names them."""
+        by_index = dict(zip(self.encoder_level_indices, levels.unbind(1), strict=True))
+        named = {name: by_index[index] for name, index in zip(plugin.levels, self._indices(plugin), strict=True)}
+        return VisionFeatures(levels=named, grid=self.config.patch_grid)

@@ -1,0 +1,157 @@
+"""The config of a LLaVA-VR model: two backbones, a projector, a re-fusion method, and the token ids that join them.
+
+`projector` and `refusion` are plain dicts (`{"type": ..., options}`) so that they travel in `config.json`; `validate_architecture`
+builds the plug-ins' strict configs from them and checks levels and layers against the depth of the backbones, before any weight exists.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from vision_remember.geometry import Grid, encoder_grid
+from vision_remember.projectors import build_projector
+from vision_remember.refusion import Backbones, build_refusion
+
+# What transformers itself may write beside the fields of a config class.
+_LIBRARY_KEYS = {
+    "_name_or_path",
+    "attn_implementation",
+    "experts_implementation",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "per_layer_config",
+    "quantization_config",
+    "torch_dtype",
+    "use_cache",
+    "_commit_hash",
+}
+
+
+@strict
+class VisionRememberConfig(PreTrainedConfig):
+    """Everything that shapes the weights of a model, and the token ids its forward pass looks for.
+
+    Attributes:
+        vision_config: Config (or dict) of any registered vision encoder.
+        text_config: Config (or dict) of any registered causal LM that passes keywords through to attention.
+        projector: `{"type": file name in projectors/, options}`.
+        refusion: `{"type": file name in refusion/, options}`.
+        image_token_id: The placeholder; one per vision token.
+        turn_start_token_id: Opens a chat turn; guided methods look for it.
+        turn_end_token_id: Closes a chat turn.
+        user_header_length: Tokens of "user\\n" after the opening; they are no user text.
+        num_prefix_tokens: Tokens an encoder puts before its patches (CLIP's class token: 1; SigLIP: 0); they are dropped.
+        tie_word_embeddings: As in the text config.
+    """
+
+    model_type = "vision_remember"
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_vision_model"),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen2"),
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    projector: dict | None = None
+    refusion: dict | None = None
+    image_token_id: int = 151655
+    turn_start_token_id: int = 151644
+    turn_end_token_id: int = 151645
+    user_header_length: int = 2
+    num_prefix_tokens: int = 1
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        _refuse_unknown(kwargs, known=self.__dataclass_fields__)
+        self.projector = _plain(self.projector or {"type": "mlp"})
+        self.refusion = _plain(self.refusion or {"type": "none"})
+        super().__post_init__(**kwargs)
+        self.tie_word_embeddings = self.text_config.tie_word_embeddings
+        # Levels are hidden states as the layers leave them; a tower's final norm must not slip into the last one.
+        self.vision_config.tie_last_hidden_states = False
+
+    def validate_architecture(self) -> None:
+        """Check the plug-ins' options, and their levels and layers against the backbones.
+
+        Raises:
+            ValueError: Unknown or misspelt options, a level the encoder lacks, a layer the decoder lacks.
+        """
+        super().validate_architecture()
+        projector, refusion = self.build_plugins(torch.device("meta"))
+        for room, plugin in (("projector", projector), ("refusion", refusion)):
+            resolve_levels(plugin.levels, self.vision_config.num_hidden_layers, room)
+        depth = self.text_config.num_hidden_layers
+        if outside := [layer for layer in refusion.layers if not -1 <= layer < depth]:
+            raise ValueError(
+                f"refusion.layers names {outside[0]}, the decoder has {depth} layers; use -1 (before layer 0) to {depth - 1}"
+            )
+        if refusion.views:
+            raise ValueError(f"refusion {self.refusion['type']} wants image views {refusion.views}; only the page itself is read")
+
+    def build_plugins(self, device: torch.device | None = None) -> tuple[nn.Module, nn.Module]:
+        """Make the projector and the re-fusion module that this config describes."""
+        with device or torch.device("cpu"):
+            projector = build_projector(
+                **self.projector, feature_width=self.vision_config.hidden_size, text_width=self.text_config.hidden_size
+            )
+            refusion = build_refusion(self.refusion, Backbones.from_configs(self.vision_config, self.text_config))
+        return projector, refusion
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the encoder's canvas in pixels."""
+        if "image_size" not in self.vision_config.to_dict():
+            raise ValueError(f"{self.vision_config.model_type} has no fixed image size; use an encoder with a square canvas")
+        size = self.vision_config.image_size
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    @property
+    def patch_grid(self) -> Grid:
+        """Grid of the encoder's patches."""
+        return encoder_grid(*self.image_size, self.vision_config.patch_size)
+
+    @property
+    def token_grid(self) -> Grid:
+        """Grid of one image's vision tokens after the projector."""
+        projector, _ = self.build_plugins(torch.device("meta"))
+        return projector.tokens_out(self.patch_grid)
+
+
+def resolve_levels(levels: Sequence[int], num_layers: int, room: str) -> tuple[int, ...]:
+    """Indices into `hidden_states` (0 = embeddings, i = after layer i) as non-negative numbers.
+
+    Args:
+        levels: As plug-ins name them; -2 is the output of the last layer but one.
+        num_layers: Depth of the encoder.
+        room: Who asks, for the message.
+
+    Raises:
+        ValueError: The encoder has no such hidden state.
+    """
+    count = num_layers + 1
+    for level in levels:
+        if not -count <= level < count:
+            raise ValueError(f"{room} asks for encoder level {level}, the encoder has levels {-count} to {count - 1}")
+    return tuple(level % count for level in levels)
+
+
+def _plain(options: dict) -> dict:
+    """Options as JSON gives them back, so that a config equals itself after a round trip."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
+
+
+def _refuse_unknown(keys: Iterable[str], known: Iterable[str]) -> None:
+    generation = GenerationConfig._get_default_generation_params()
+    for key in keys:
+        if key not in _LIBRARY_KEYS and key not in generation:
+            nearest = difflib.get_close_matches(key, list(known), n=1)
+            hint = f"; did you mean {nearest[0]}?" if nearest else ""
+            raise ValueError(f"the model config has no key {key!r}{hint}")

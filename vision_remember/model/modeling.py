@@ -1,0 +1,128 @@
+"""LLaVA-VR as a normal `transformers` model: trains, generates, saves and loads like any other.
+
+    model = VisionRememberForConditionalGeneration.from_backbones(
+        "openai/clip-vit-large-patch14-336", "Qwen/Qwen2-1.5B", projector={"type": "avg_pool"}, refusion={"type": "remember"}
+    )
+    processor = VisionRememberProcessor.from_backbones("openai/clip-vit-large-patch14-336", "Qwen/Qwen2-1.5B", model.config)
+
+Source: layout and names follow transformers/models/llava_next/modeling_llava_next.py.
+"""
+
+from torch import Tensor, nn
+from transformers import GenerationMixin
+from transformers.cache_utils import Cache
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils.generic import can_return_tuple
+
+from vision_remember.model.backbones import assemble
+from vision_remember.model.base import VisionRememberModel, VisionRememberPreTrainedModel
+from vision_remember.model.configuration import VisionRememberConfig
+from vision_remember.model.outputs import VisionRememberCausalLMOutput, VisionRememberImageFeatures
+from vision_remember.model.parts import Parts, split_parameters
+
+__all__ = ["VisionRememberForConditionalGeneration", "VisionRememberModel"]
+
+
+class VisionRememberForConditionalGeneration(VisionRememberPreTrainedModel, GenerationMixin):
+    """The model with its LM head: trains, generates, saves and loads like any other."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: VisionRememberConfig):
+        super().__init__(config)
+        self.model = VisionRememberModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    @classmethod
+    def from_backbones(
+        cls,
+        vision: str,
+        text: str,
+        *,
+        projector: dict | None = None,
+        refusion: dict | None = None,
+        seed: int = 0,
+    ) -> "VisionRememberForConditionalGeneration":
+        """Assemble a model from a pretrained encoder and a pretrained causal LM; see `backbones.assemble`."""
+        return assemble(cls, vision, text, projector=projector, refusion=refusion, seed=seed)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    @property
+    def encoder_level_indices(self) -> tuple[int, ...]:
+        """Encoder hidden states that the model reads, in the order of `encode`."""
+        return self.model.encoder_level_indices
+
+    def encode(self, pixel_values: Tensor) -> Tensor:
+        """Encoder hidden states float[N, L, P, C] of float[N, 3, height, width]; see `VisionRememberModel.encode`."""
+        return self.model.encode(pixel_values)
+
+    def get_image_features(self, *args, **kwargs) -> VisionRememberImageFeatures:
+        """Vision tokens and memory rows of images; see `VisionRememberModel.get_image_features`."""
+        return self.model.get_image_features(*args, **kwargs)
+
+    def parts(self) -> Parts:
+        """Named parameters by part: encoder, projector, refusion, language_model. Every parameter once, in exactly one part."""
+        return split_parameters(self)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        encoder_levels: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        mm_encoder_outputs: dict[str, VisionRememberImageFeatures] | None = None,
+        num_items_in_batch: int | Tensor | None = None,
+        **kwargs,
+    ) -> VisionRememberCausalLMOutput:
+        """Logits and, with labels, the loss; other arguments as in `VisionRememberModel.forward`.
+
+        Args:
+            labels: long[B, T], -100 where nothing is to be said; shifted here. Without any target the loss is 0.
+            logits_to_keep: Last positions to compute logits for; 0 for all.
+            num_items_in_batch: Target tokens that the sum of losses is divided by; None: those of this call.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            encoder_levels=encoder_levels,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None:
+            if num_items_in_batch is None:
+                num_items_in_batch = (labels[:, 1:] != -100).sum().clamp(min=1)
+            loss = self.loss_function(
+                logits, labels, vocab_size=self.config.text_config.vocab_size, num_items_in_batch=num_items_in_batch
+            )
+        return VisionRememberCausalLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            remember_attentions=outputs.remember_attentions,
+        )

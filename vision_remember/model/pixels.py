@@ -1,0 +1,91 @@
+"""From an image part of a message to the square canvas an encoder takes: one decoder, one geometry, nothing fetched.
+
+A page is fitted whole onto the encoder's canvas (long side resized, the rest filled with the encoder's mean colour, as LLaVA-1.5's
+`expand2square`), because a centre crop would cut off the text at its edges. Resizing comes before padding, so a very long strip never
+grows into a huge square. The same canvas is made in training, evaluation and serving, and its offsets place evidence boxes in plots.
+"""
+
+import base64
+import binascii
+from pathlib import Path
+
+from PIL import Image
+from transformers.image_processing_utils import BaseImageProcessor
+
+from vision_remember.data.images import decode_image
+
+PAYLOAD_KEYS = ("image", "path", "url", "base64")
+
+
+def image_of_part(part: dict, where: str) -> Image.Image | None:
+    """Read the image that a `{"type": "image"}` part carries, if it carries one.
+
+    Args:
+        part: May hold `image` (PIL image, bytes or file path), `path`, `base64`, or `url` with a `data:` URL.
+        where: Place of the part, for error messages.
+
+    Returns:
+        An RGB image, or None when the part is an empty slot.
+
+    Raises:
+        ValueError: Several payloads, an unreadable image, or a URL that would have to be fetched.
+    """
+    payloads = [key for key in PAYLOAD_KEYS if part.get(key) is not None]
+    if not payloads:
+        return None
+    if len(payloads) > 1:
+        raise ValueError(f"{where} carries {len(payloads)} images ({', '.join(payloads)}); one part is one image")
+    key, payload = payloads[0], part[payloads[0]]
+    if key == "url":
+        header, comma, encoded = str(payload).partition(",")
+        if not (header.startswith("data:image/") and header.endswith(";base64") and comma):
+            raise ValueError(f"{where}.url is not a base64 data: URL; nothing is fetched, pass the image or its path")
+        key, payload = "base64", encoded
+    if key == "base64":
+        try:
+            payload = base64.b64decode(payload, validate=True)
+        except (binascii.Error, ValueError, TypeError):
+            raise ValueError(f"{where} is not valid base64") from None
+    return as_rgb(payload, where)
+
+
+def as_rgb(image: Image.Image | bytes | str | Path, where: str) -> Image.Image:
+    """An RGB image from a PIL image, encoded bytes or a file path, by the one decoder."""
+    try:
+        return decode_image(image)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def fit(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Where an image lands on the encoder's canvas.
+
+    Args:
+        size: Width and height of the image, in pixels.
+        canvas: Width and height of the canvas, in pixels.
+
+    Returns:
+        `(left, top, width, height)` of the resized image on the canvas. Example: a 100 x 50 page on a 48 x 48 canvas lands at
+        `(0, 12, 48, 24)`.
+    """
+    scale = min(canvas[0] / size[0], canvas[1] / size[1])
+    width, height = (min(limit, max(1, round(side * scale))) for side, limit in zip(size, canvas, strict=True))
+    return (canvas[0] - width) // 2, (canvas[1] - height) // 2, width, height
+
+
+def place_on_canvas(image: Image.Image, canvas: tuple[int, int], processor: BaseImageProcessor) -> Image.Image:
+    """Fit an RGB image onto a canvas filled with the encoder's mean colour.
+
+    Args:
+        image: Any size.
+        canvas: Width and height in pixels.
+        processor: The encoder's image processor; its mean and resampling filter are used.
+    """
+    left, top, width, height = fit(image.size, canvas)
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling(processor.resample))
+    if image.size == canvas:
+        return image
+    background = Image.new("RGB", canvas, tuple(round(255 * channel) for channel in processor.image_mean))
+    background.paste(image, (left, top))
+    return background

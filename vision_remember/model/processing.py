@@ -1,0 +1,301 @@
+"""The processor: messages and images in, ids and pixels out, by one path for training, evaluation and serving.
+
+`encode` makes one conversation, `pad` a batch; `apply_chat_template` and `__call__` are the Hugging Face doors to the same two steps.
+Image slots come from structured parts only (see `chat.py`): no text, whoever wrote it, can open one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoImageProcessor, BatchFeature, ProcessorMixin
+from transformers.processing_utils import MultiModalData
+
+from vision_remember.model.chat import CHAT_TEMPLATE, IMAGE_TOKEN, ChatTemplate, load_tokenizer
+from vision_remember.model.configuration import VisionRememberConfig
+from vision_remember.model.pixels import as_rgb, image_of_part, place_on_canvas
+
+IGNORED_LABEL = -100
+
+Messages = Sequence[dict]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """One conversation, ready to be padded into a batch.
+
+    Attributes:
+        input_ids: Token ids, T of them, image slots expanded.
+        target: True on assistant text and its end token.
+        pixel_values: float[n, 3, height, width], one per image in reading order; n may be 0.
+    """
+
+    input_ids: list[int]
+    target: list[bool]
+    pixel_values: Tensor
+
+
+class RenderedChat(str):
+    """A chat rendered for display. It remembers its messages, so `processor(text=rendered)` encodes the structure, not the string."""
+
+    messages: Messages
+    options: dict[str, bool]
+
+
+class VisionRememberProcessor(ProcessorMixin):
+    """Image processor, tokenizer and id-level chat template of one model.
+
+    Args:
+        image_processor: The encoder's own.
+        tokenizer: The language model's own, with the control tokens added (`load_tokenizer`).
+        num_image_tokens: Vision tokens V per image, after the projector.
+        image_size: Height and width of the encoder's canvas in pixels.
+        chat_template: Must be `CHAT_TEMPLATE`; it is stored beside the model for tools that display chats.
+    """
+
+    def __init__(self, image_processor=None, tokenizer=None, num_image_tokens=None, image_size=None, chat_template=None):
+        if chat_template not in (None, CHAT_TEMPLATE):
+            raise ValueError("a changed chat_template would not reach the model: the template works on ids (model/chat.py)")
+        super().__init__(image_processor, tokenizer, chat_template=CHAT_TEMPLATE)
+        self.num_image_tokens = num_image_tokens
+        self.image_size = list(image_size)
+        self.image_token = IMAGE_TOKEN
+        self.template = ChatTemplate(tokenizer, num_image_tokens)
+        self.image_token_id = self.template.image_token_id
+
+    @classmethod
+    def from_backbones(cls, vision: str, text: str, config: VisionRememberConfig) -> "VisionRememberProcessor":
+        """Build the processor that belongs to a model assembled from two backbones.
+
+        Args:
+            vision: Folder or hub id of the vision encoder (its image processor is loaded).
+            text: Folder or hub id of the language model (its tokenizer is loaded).
+            config: The assembled model's config.
+
+        Raises:
+            ValueError: The tokenizer is not the one the model was assembled with.
+        """
+        processor = cls(
+            AutoImageProcessor.from_pretrained(vision, backend="pil"),
+            load_tokenizer(text),
+            num_image_tokens=config.token_grid.num_cells,
+            image_size=config.image_size,
+        )
+        if processor.image_token_id != config.image_token_id:
+            raise ValueError(
+                f"the tokenizer of {text} places {IMAGE_TOKEN} at {processor.image_token_id}, the model expects "
+                f"{config.image_token_id}; use the language model the model was assembled from"
+            )
+        return processor
+
+    def encode(
+        self,
+        messages: Messages,
+        images: Sequence[Image.Image] | None = None,
+        *,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+    ) -> Encoding:
+        """Encode one conversation.
+
+        Args:
+            messages: Hugging Face chat format.
+            images: Images of the empty image parts in reading order; None when the parts carry their own.
+            add_generation_prompt: End with the opening of an assistant turn.
+            continue_final_message: Leave the last turn open.
+
+        Raises:
+            ValueError: Slots and images disagree (with both counts), or a message is malformed.
+        """
+        chat = self.template.encode(
+            messages, add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message
+        )
+        images = self.images_of(messages, images)
+        if chat.num_images != len(images):
+            raise ValueError(f"{chat.num_images} image slots in the messages, {len(images)} images given")
+        return Encoding(input_ids=chat.input_ids, target=chat.target, pixel_values=self.pixels(images))
+
+    def images_of(self, messages: Messages, images: Sequence[Image.Image] | None = None) -> Sequence[Image.Image]:
+        """The images of a conversation in reading order: those given beside the messages, or those that the parts carry."""
+        carried = _carried_images(messages)
+        if images is not None and carried:
+            raise ValueError(f"{len(carried)} images inside the messages and {len(images)} beside them; pass one or the other")
+        return carried if images is None else images
+
+    def canvases(self, images: Sequence[Image.Image]) -> list[Image.Image]:
+        """RGB images as the encoder sees them, each fitted whole onto its canvas."""
+        height, width = self.image_size
+        return [
+            place_on_canvas(as_rgb(image, f"images[{index}]"), (width, height), self.image_processor)
+            for index, image in enumerate(images)
+        ]
+
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        """Pixels of n images, float[n, 3, height, width]."""
+        if not images:
+            return torch.empty(0, 3, *self.image_size)
+        return self.image_processor(self.canvases(images), return_tensors="pt", do_resize=False)["pixel_values"]
+
+    def pad(self, encodings: Sequence[Encoding], *, side: Literal["left", "right"]) -> BatchFeature:
+        """Pad conversations into a batch.
+
+        Args:
+            encodings: B conversations.
+            side: "left" for generation, "right" for training.
+
+        Returns:
+            `input_ids` long[B, T], `attention_mask` long[B, T], `labels` long[B, T] (-100 where nothing is to be said), and
+            `pixel_values` float[N, 3, height, width] of all images in order, absent when there is none.
+        """
+        length = max(len(encoding.input_ids) for encoding in encodings)
+        shape = (len(encodings), length)
+        input_ids = torch.full(shape, self.tokenizer.pad_token_id)
+        attention_mask = torch.zeros(shape, dtype=torch.long)
+        labels = torch.full(shape, IGNORED_LABEL)
+        for row, encoding in enumerate(encodings):
+            count = len(encoding.input_ids)
+            span = slice(length - count, length) if side == "left" else slice(0, count)
+            ids = torch.tensor(encoding.input_ids)
+            input_ids[row, span] = ids
+            attention_mask[row, span] = 1
+            labels[row, span] = torch.where(torch.tensor(encoding.target), ids, IGNORED_LABEL)
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        pixel_values = torch.cat([encoding.pixel_values for encoding in encodings])
+        return BatchFeature(batch | ({"pixel_values": pixel_values} if len(pixel_values) else {}))
+
+    def __call__(  # type: ignore[override]
+        self, images=None, text=None, *, return_tensors="pt", padding=True, add_generation_prompt=True
+    ) -> BatchFeature:
+        """Prepare prompts of one user turn each: the images first, then the text, taken word for word.
+
+        Args:
+            images: One image, or a list for one text, or a list of lists for several texts.
+            text: One text or a list. What `apply_chat_template(tokenize=False)` returned is encoded as the chat it came from.
+            return_tensors: "pt".
+            padding: True: a batch is always padded, on the left.
+            add_generation_prompt: Open the assistant turn after a plain text.
+
+        Returns:
+            `input_ids`, `attention_mask` and `pixel_values`; only the last when there is no text.
+        """
+        _only_tensors(return_tensors, padding)
+        images = [] if images is None else images if isinstance(images, (list, tuple)) else [images]
+        if text is None:
+            return BatchFeature({"pixel_values": self.pixels(images)})
+        texts = [text] if isinstance(text, str) else list(text)
+        encodings = [
+            self.encode(text.messages, own or None, **text.options)
+            if isinstance(text, RenderedChat)
+            else self.encode(_user_turn(text, len(own)), own, add_generation_prompt=add_generation_prompt)
+            for text, own in zip(texts, _share_out(images, len(texts)), strict=True)
+        ]
+        return self._inputs(encodings)
+
+    def apply_chat_template(  # type: ignore[override]
+        self,
+        conversation,
+        chat_template=None,
+        *,
+        tools=None,
+        documents=None,
+        add_generation_prompt=False,
+        continue_final_message=False,
+        return_assistant_tokens_mask=False,
+        tokenize=False,
+        return_tensors="pt",
+        return_dict=False,
+        processor_kwargs=None,
+        sanitize_control_tokens=True,
+    ):
+        """Encode one conversation or a batch of them (left-padded), as `transformers` calls it.
+
+        Args:
+            conversation: Messages, or a list of conversations.
+            chat_template: Must be left out; the template works on ids.
+            tools: Must be left out; tool calls have no place in the template.
+            documents: Must be left out, as tools.
+            add_generation_prompt: End with the opening of an assistant turn.
+            continue_final_message: Leave the last turn open.
+            return_assistant_tokens_mask: Also return `assistant_masks` long[B, T], 1 on what the assistant says.
+            tokenize: False returns the chat as a string to display; pass it on to `processor(text=...)` unchanged.
+            return_tensors: "pt".
+            return_dict: False returns `input_ids` alone.
+            processor_kwargs: May hold `images` (as in `__call__`) and `padding=True`.
+            sanitize_control_tokens: True; text is always ordinary text here.
+
+        Raises:
+            ValueError: An option this template cannot honour.
+        """
+        options = dict(processor_kwargs or {})
+        images = options.pop("images", None)
+        _only_tensors(return_tensors, options.pop("padding", True))
+        refused = {"chat_template": chat_template, "tools": tools, "documents": documents, **options}
+        if unusable := [name for name, value in refused.items() if value is not None]:
+            raise ValueError(f"apply_chat_template cannot honour {', '.join(unusable)}: the template works on ids")
+        if not sanitize_control_tokens:
+            raise ValueError("sanitize_control_tokens=False is refused: text never becomes a control token")
+        is_batch = bool(conversation) and isinstance(conversation[0], (list, tuple))
+        chats = list(conversation) if is_batch else [conversation]
+        open_end = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
+        if not tokenize:
+            rendered = [self._render(chat, open_end) for chat in chats]
+            return rendered if is_batch else rendered[0]
+        shares = [None] * len(chats) if images is None else _share_out(images, len(chats))
+        encodings = [self.encode(chat, own, **open_end) for chat, own in zip(chats, shares, strict=True)]
+        inputs = self._inputs(encodings, with_assistant_masks=return_assistant_tokens_mask)
+        return inputs if return_dict else inputs["input_ids"]
+
+    def _get_num_multimodal_tokens(self, image_sizes=None) -> MultiModalData:
+        """Token counts that serving engines ask for before they have an image."""
+        count = len(image_sizes or [])
+        return MultiModalData(num_image_tokens=[self.num_image_tokens] * count, num_image_patches=[1] * count)
+
+    def _inputs(self, encodings: Sequence[Encoding], *, with_assistant_masks: bool = False) -> BatchFeature:
+        batch = self.pad(encodings, side="left")
+        labels = batch.pop("labels")
+        if with_assistant_masks:
+            batch["assistant_masks"] = (labels != IGNORED_LABEL).long()
+        return batch
+
+    def _render(self, messages: Messages, options: dict[str, bool]) -> RenderedChat:
+        self.template.encode(messages)
+        rendered = RenderedChat(super().apply_chat_template(messages, tokenize=False, **options))
+        rendered.messages, rendered.options = messages, options
+        return rendered
+
+
+def _carried_images(messages: Messages) -> list[Image.Image]:
+    found = [
+        image_of_part(part, f"messages[{number}].content[{index}]")
+        for number, message in enumerate(messages)
+        if not isinstance(message["content"], str)
+        for index, part in enumerate(message["content"])
+        if part["type"] == "image"
+    ]
+    return [image for image in found if image is not None]
+
+
+def _user_turn(text: str, num_images: int) -> Messages:
+    return [{"role": "user", "content": [{"type": "image"}] * num_images + [{"type": "text", "text": text}]}]
+
+
+def _share_out(images: Sequence, num_texts: int) -> list[list]:
+    """Which images belong to which text: nested lists say so themselves; a flat list serves one text, or one image per text."""
+    images = list(images)
+    if images and all(isinstance(group, (list, tuple)) for group in images):
+        shares = [list(group) for group in images]
+    elif num_texts == 1:
+        shares = [images]
+    else:
+        shares = [[image] for image in images] or [[] for _ in range(num_texts)]
+    if len(shares) != num_texts:
+        raise ValueError(f"{num_texts} texts, images for {len(shares)}; pass one list of images per text")
+    return shares
+
+
+def _only_tensors(return_tensors: str | None, padding: bool) -> None:
+    if return_tensors not in ("pt", "auto", None) or padding is not True:
+        raise ValueError("batches are padded torch tensors: return_tensors='pt', padding=True")

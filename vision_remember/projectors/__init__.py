@@ -1,0 +1,27 @@
+"""Efficient projectors: from P patches to V vision tokens of the LLM's width. One file per projector, usable alone.
+
+A projector is a plain ``nn.Module`` with
+
+- ``levels: tuple[int, ...]``: the encoder's ``hidden_states`` it reads;
+- ``tokens_out(grid, num_tokens=None) -> Grid``: the grid of its tokens, pure arithmetic;
+- ``forward(features, num_tokens=None) -> float[B, V, D]``, tokens in the row-major order of that grid.
+"""
+
+from typing import Any
+
+from torch import nn
+
+from vision_remember import plugins
+
+
+def build_projector(type: str, *, feature_width: int, text_width: int, **options: Any) -> nn.Module:
+    """A projector by its file name.
+
+    Args:
+        type: Name of a file in this room: ``"avg_pool"``.
+        feature_width: Encoder width C.
+        text_width: LLM width D.
+        **options: Fields of the projector's ``Config``; an unknown one is refused with the nearest valid one.
+    """
+    config = plugins.build_config("projectors", {"type": type, **options})
+    return plugins.load("projectors", type).Projector(config, feature_width, text_width)

@@ -1,0 +1,111 @@
+"""From keys of samples to tensors, through the processor that serves, each sample prepared once.
+
+A step of a tiny model takes 0.15 s, so nothing may be done twice: conversations are encoded once and kept, and with a feature cache the
+batch carries `encoder_levels` in place of pixels. Loader workers prepare anew, each for itself, and keep nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vision_remember.data.collator import Collator
+from vision_remember.data.quarantine import Quarantine
+from vision_remember.data.schema import DataError, Sample
+from vision_remember.model.processing import Encoding, VisionRememberProcessor
+from vision_remember.training.features import CachedFeatures
+from vision_remember.training.order import Key, SampleOrder
+from vision_remember.training.recipe import Recipe
+
+KEPT_BYTES = 2**30  # of pixels of prepared samples
+
+
+class Batches:
+    """Makes the batches of a run.
+
+    Args:
+        order: which sample comes when.
+        processor: the model's own.
+        recipe: longest sequence, batch sizes, policy for bad samples.
+        folder: of the run; the quarantine's file lies there.
+    """
+
+    def __init__(self, order: SampleOrder, processor: VisionRememberProcessor, recipe: Recipe, folder: Path):
+        self.order, self.processor = order, processor
+        self.samples_per_step = recipe.training.batch_size * recipe.training.accumulation
+        self.quarantine = None
+        if recipe.data.on_bad_sample == "quarantine":
+            self.quarantine = Quarantine(folder / "quarantine.jsonl", num_samples=order.epoch_length)
+        self.features: CachedFeatures | None = None
+        self._max_length = recipe.data.max_length
+        self._collator = Collator(processor, max_length=self._max_length)
+        self._prepared: dict[Key, Encoding | None] = {}
+        self._room = KEPT_BYTES if recipe.training.num_workers == 0 else 0
+
+    def use(self, features: CachedFeatures) -> None:
+        """Carries these features from now on, in place of pixels."""
+        self.features = features
+        self._collator = Collator(TextOnly(self.processor), max_length=self._max_length)
+
+    def keys(self) -> Iterable[Key]:
+        """Every sample the run will ask for, once, in the order of first use."""
+        return dict.fromkeys(self.order[position] for position in range(len(self.order)))
+
+    def read(self, key: Key) -> Sample:
+        """The sample; without its pixels once features are in use."""
+        return self.features.sample(key) if self.features else self.order.read(key)
+
+    def collate(self, keys: Sequence[Key]) -> Mapping[str, Tensor]:
+        """The batch of these samples, padded on the right; samples in quarantine are missing from it."""
+        prepared = [(key, encoding) for key in keys if (encoding := self._encoding(key)) is not None]
+        if not prepared:
+            return self._collator([])  # one row without a target, whose loss is 0
+        batch = dict(self.processor.pad([encoding for _, encoding in prepared], side="right"))
+        if self.features and (levels := [images for key, _ in prepared if len(images := self.features.of(key))]):
+            batch["encoder_levels"] = torch.cat(levels)
+        return batch
+
+    def set_aside(self, error: DataError) -> None:
+        """Applies the recipe's policy to a bad sample: raises, or writes it to the quarantine."""
+        if self.quarantine is None:
+            raise error
+        self.quarantine.add(error, error.problems[0].where if error.problems else str(error))
+
+    def ids(self, step: int) -> list[str]:
+        """Ids of the samples of an optimizer step, counted from 0."""
+        positions = range(step * self.samples_per_step, (step + 1) * self.samples_per_step)
+        return [self.read(key).id for key in map(self.order.__getitem__, positions) if self._encoding(key) is not None]
+
+    def _encoding(self, key: Key) -> Encoding | None:
+        if key in self._prepared:
+            return self._prepared[key]
+        encoding = None
+        try:
+            if self.features is None or key in self.features:
+                encoding = self._collator.encode(self.read(key))
+        except DataError as error:
+            self.set_aside(error)
+        size = encoding.pixel_values.nbytes if encoding else 0
+        if self._room > size:
+            self._room -= size
+            self._prepared[key] = encoding
+        return encoding
+
+
+class TextOnly:
+    """The processor without pixels: same ids, same counts, no image looked at."""
+
+    def __init__(self, processor: VisionRememberProcessor):
+        self.image_token_id, self.pad = processor.image_token_id, processor.pad
+        self._template, self._no_pixels = processor.template, processor.pixels([])
+
+    def encode(self, messages: Sequence[dict], images: Sequence[Image.Image]) -> Encoding:
+        """As `VisionRememberProcessor.encode`, with `pixel_values` float[0, 3, height, width]."""
+        chat = self._template.encode(messages)
+        if chat.num_images != len(images):
+            raise ValueError(f"{chat.num_images} image slots in the messages, {len(images)} images given")
+        return Encoding(input_ids=chat.input_ids, target=chat.target, pixel_values=self._no_pixels)

@@ -1,0 +1,219 @@
+"""A recipe: one complete training run as YAML, typed and strict.
+
+Both stages are values of this one class. `align` trains projector and re-fusion on a frozen encoder and LM; `instruct` starts from the
+model that align left behind and also trains the LM (and the encoder where the recipe says so). Paths are relative to the working
+directory, `extends` to the file it stands in; `embedded/NAME` is a model that travels inside the package.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from vision_remember import plugins
+from vision_remember.data.synthetic import families
+from vision_remember.training.located import read
+from vision_remember.training.strict import bind, nearest, number
+
+EMBEDDED = Path(__file__).parents[1] / "foundation" / "weights"
+PARTS = ("encoder", "projector", "refusion", "language_model")
+SCRATCH = "scratch"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSection:
+    """What is trained: two backbones joined anew, or the model of an earlier stage.
+
+    Attributes:
+        vision, text: folders or hub ids of the backbones.
+        checkpoint: model folder to start from; its projector and re-fusion must be the ones named here. `scratch` says that training
+            the LM without an align stage is meant.
+        projector, refusion: `{type: ..., options}`, checked by the plug-in's own Config.
+    """
+
+    vision: str | None = None
+    text: str | None = None
+    checkpoint: str | None = None
+    projector: dict[str, Any]
+    refusion: dict[str, Any] = field(default_factory=lambda: {"type": "none"})
+
+    @property
+    def start(self) -> str | None:
+        """The model folder to start from, or None for bare backbones."""
+        return None if self.checkpoint in (None, SCRATCH) else model_path(str(self.checkpoint))
+
+    def problems(self) -> Iterable[tuple[str, str]]:
+        """Missing backbones or start folder, and options the plug-ins refuse."""
+        if self.start is None:
+            for key, name in (("vision", self.vision), ("text", self.text)):
+                if name is None:
+                    yield key, "a model without a checkpoint needs this backbone, a folder or a hub id"
+                elif name.startswith("embedded/") and not Path(model_path(name)).is_dir():
+                    yield key, f"{name} is not in the package; it has {', '.join(_embedded())}"
+        elif not (Path(self.start) / "config.json").is_file():
+            yield "checkpoint", f"{self.checkpoint} holds no model; train the stage before this one first"
+        for key, room in (("projector", "projectors"), ("refusion", "refusion")):
+            options = getattr(self, key)
+            try:
+                plugins.build_config(room, options)
+            except ValueError as error:
+                named = [option for option in options if f"{option!r}" in str(error)]
+                yield ".".join([key, *named[:1]]), str(error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticSection:
+    """Pages rendered from a seed: `count` of them, from one split, over the named families (all when None).
+
+    `questions` is the most questions kept of a page; None keeps all.
+    """
+
+    count: int = number(minimum=1)
+    split: Literal["train", "test", "shift"] = "train"
+    seed: int = number(0, minimum=0)
+    families: tuple[str, ...] | None = None
+    questions: int | None = number(None, minimum=1)
+
+    def problems(self) -> Iterable[tuple[str, str]]:
+        """Families nobody draws."""
+        known = families()
+        for i, name in enumerate(self.families or ()):
+            if name not in known:
+                yield f"families.{i}", f"unknown family {name!r}{nearest(name, known)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSection:
+    """One source of the mixture: files or synthetic pages, with its weight and the most samples taken from it.
+
+    `images` is the folder that image names in the files are relative to; the folder of the file when None.
+    """
+
+    path: str | None = None
+    images: str | None = None
+    synthetic: SyntheticSection | None = None
+    weight: float = number(1.0, above=0)
+    limit: int | None = number(None, minimum=1)
+
+    def problems(self) -> Iterable[tuple[str, str]]:
+        """Neither or both kinds of source, or a path that is not there."""
+        if (self.path is None) == (self.synthetic is None):
+            yield "path", "a source is either a path or synthetic, one of the two"
+        if self.path is not None and not Path(self.path).exists():
+            yield "path", f"{self.path} does not exist"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSection:
+    """The samples: a mixture of sources, what to do with a bad one, and the longest sequence in tokens."""
+
+    sources: tuple[SourceSection, ...]
+    on_bad_sample: Literal["error", "quarantine"] = "error"
+    max_length: int = number(2048, minimum=1)
+
+    def problems(self) -> Iterable[tuple[str, str]]:
+        """An empty mixture."""
+        if not self.sources:
+            yield "sources", "is empty: name at least one source"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSection:
+    """How it is trained: AdamW per part, warm-up and cosine, loss per target token.
+
+    Attributes:
+        trainable: the parts that learn; every other part is frozen.
+        frozen: modules or parameters inside those parts that stay frozen, by their dotted name in the model.
+        learning_rates: peak rate of each part.
+        steps: optimizer steps; each takes `batch_size` x `accumulation` samples over all processes.
+        warmup_ratio: share of the steps in which the rates rise to their peak.
+        cache_features: compute the frozen encoder's levels once per image and keep them in memory.
+        save_every: steps between checkpoints; 0 saves only when interrupted.
+        log_every: steps between two lines of progress.
+    """
+
+    trainable: tuple[Literal["encoder", "projector", "refusion", "language_model"], ...]
+    frozen: tuple[str, ...] = ()
+    learning_rates: dict[str, float]
+    steps: int = number(minimum=1)
+    batch_size: int = number(minimum=1)
+    accumulation: int = number(1, minimum=1)
+    warmup_ratio: float = number(0.03, minimum=0, below=1)
+    weight_decay: float = number(0.0, minimum=0)
+    max_grad_norm: float = number(1.0, above=0)
+    cache_features: bool = False
+    activation_checkpointing: bool = False
+    save_every: int = number(0, minimum=0)
+    log_every: int = number(10, minimum=1)
+    num_workers: int = number(0, minimum=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    report_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+
+    def problems(self) -> Iterable[tuple[str, str]]:
+        """Parts without a rate, rates of no part, and a cache of features that change."""
+        if not self.trainable:
+            yield "trainable", f"is empty: name at least one of {', '.join(PARTS)}"
+        for part in self.trainable:
+            if part not in self.learning_rates:
+                yield "learning_rates", f"{part} is trainable but has no learning rate"
+        for part, rate in self.learning_rates.items():
+            if part not in PARTS:
+                yield f"learning_rates.{part}", f"no part is called {part!r}{nearest(part, PARTS)}"
+            if not 0 < rate < 1:
+                yield f"learning_rates.{part}", f"is {rate}: it must be above 0 and below 1"
+        if self.cache_features and "encoder" in self.trainable:
+            yield "cache_features", "features of an encoder that is trained cannot be cached: set false or freeze it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training run. `output_dir` may be left to whoever starts it."""
+
+    name: str
+    seed: int = number(0, minimum=0)
+    output_dir: str | None = None
+    model: ModelSection
+    data: DataSection
+    training: TrainingSection
+
+    def problems(self) -> Iterable[tuple[str, str]]:
+        """The LM trained over a projector that was never aligned."""
+        if "language_model" in self.training.trainable and self.model.checkpoint is None:
+            why = "trains the language model, so it needs the model of an align stage; `scratch` says you mean to do without"
+            yield "model.checkpoint", why
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as `json` and `yaml` know it."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def to_yaml(self) -> str:
+        """The resolved recipe, which `load_recipe` reads back to an equal value."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe, what it extends, and dotted overrides.
+
+    Args:
+        path: YAML file.
+        overrides: `training.steps=100`, with YAML values.
+
+    Raises:
+        RecipeError: a ValueError that lists every problem with its file and line, before any weight is loaded.
+    """
+    return bind(Recipe, read(path, overrides))
+
+
+def model_path(name: str) -> str:
+    """The folder or hub id a recipe means: `embedded/NAME` is a model inside the package."""
+    return str(EMBEDDED / name.removeprefix("embedded/")) if name.startswith("embedded/") else name
+
+
+def _embedded() -> list[str]:
+    return sorted(f"embedded/{folder.name}" for folder in EMBEDDED.iterdir()) if EMBEDDED.is_dir() else ["nothing yet"]

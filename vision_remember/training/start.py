@@ -1,0 +1,86 @@
+"""The model a run starts from, and which of its parameters learn."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from vision_remember import plugins
+from vision_remember.model import VisionRememberConfig, VisionRememberForConditionalGeneration, VisionRememberProcessor
+from vision_remember.training.recipe import ModelSection, Recipe, TrainingSection, model_path
+
+
+def build_model(recipe: Recipe) -> tuple[VisionRememberForConditionalGeneration, VisionRememberProcessor]:
+    """Loads the start model of a recipe, or joins its two backbones.
+
+    Raises:
+        ValueError: the start model has another projector or re-fusion than the recipe (both are named).
+    """
+    section = recipe.model
+    if section.start is not None:
+        _must_agree(section, VisionRememberConfig.from_pretrained(section.start))
+        model = VisionRememberForConditionalGeneration.from_pretrained(section.start, dtype=torch.float32)
+        return model, VisionRememberProcessor.from_pretrained(section.start)
+    vision, text = model_path(str(section.vision)), model_path(str(section.text))
+    model = VisionRememberForConditionalGeneration.from_backbones(
+        vision, text, projector=section.projector, refusion=section.refusion, seed=recipe.seed
+    )
+    return model, VisionRememberProcessor.from_backbones(vision, text, model.config)
+
+
+def freeze(model: VisionRememberForConditionalGeneration, training: TrainingSection) -> dict[str, dict[str, int]]:
+    """Lets the named parts learn and freezes everything else.
+
+    Returns:
+        Number of parameters by part, `{"projector": {"total": 8, "trainable": 8}}`.
+
+    Raises:
+        ValueError: a name in `frozen` matches no parameter that would learn, or a part to train has no parameters.
+    """
+    parts = model.parts()
+    learning = {name: parameter for part in training.trainable for name, parameter in parts[part]}
+    for part in training.trainable:
+        if not parts[part] and part != "refusion":  # a method without parameters, such as none, has nothing to train
+            raise ValueError(f"training.trainable names {part}, which has no parameters in this model; leave it out")
+    for name in training.frozen:
+        matches = [known for known in learning if known == name or known.startswith(f"{name}.")]
+        if not matches:
+            close = difflib.get_close_matches(name, _modules(learning), n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(f"training.frozen names {name!r}, which matches no parameter that learns{hint}")
+        for match in matches:
+            del learning[match]
+    if not learning:
+        raise ValueError(f"nothing is left to train: training.trainable is {', '.join(training.trainable)}")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in learning)
+    return {
+        part: {"total": _count(p for _, p in members), "trainable": _count(p for n, p in members if n in learning)}
+        for part, members in parts.items()
+    }
+
+
+def _must_agree(section: ModelSection, config: VisionRememberConfig) -> None:
+    for room, wanted, found in (
+        ("projectors", section.projector, config.projector),
+        ("refusion", section.refusion, config.refusion),
+    ):
+        if plugins.build_config(room, wanted) != plugins.build_config(room, found):
+            raise ValueError(
+                f"model.checkpoint {section.checkpoint} has {room} {found}, the recipe says {wanted}; make them agree"
+            )
+
+
+def _modules(names: Iterable[str]) -> list[str]:
+    found = set()
+    for name in names:
+        steps = name.split(".")
+        found.update(".".join(steps[: i + 1]) for i in range(len(steps)))
+    return sorted(found)
+
+
+def _count(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)

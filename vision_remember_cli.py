@@ -1,0 +1,232 @@
+"""The console script `vision-remember`: what can be typed, and what a shell gets back.
+
+It lives beside the package because importing the package takes seconds (torch, transformers) and `--help` must not: the package is
+imported inside `run`, once a command line is known to be right. What each verb does is in `vision_remember/cli.py`.
+
+The promise to a shell: the result on stdout (`--json`: exactly one object) and everything else on stderr; exit status 0 done, 1 failed,
+2 wrong usage, 130 interrupted; a user's mistake gets one clear line, never a traceback.
+"""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from vision_remember.cli import Report
+
+DONE, FAILED, INTERRUPTED = 0, 1, 130
+TINY = "embedded/llava_vr_tiny"
+
+app = typer.Typer(
+    name="vision-remember",
+    help="Efficient vision-language models that look again: train, compare and ask them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data = typer.Typer(no_args_is_help=True, help="Make, look at and check data sets.")
+foundation = typer.Typer(no_args_is_help=True, help="The tiny encoder and language model that ship with the package.")
+app.add_typer(data, name="data")
+app.add_typer(foundation, name="foundation")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+Model = Annotated[str, typer.Option("--model", help="Model folder, hub id, or embedded/NAME for a shipped one.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[a.b=value]...", help="Recipe keys to set.", show_default=False)
+]
+Recipe = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Recipe file, or the name of a shipped one, as tiny/demo.yaml.")
+]
+Split = Annotated[str, typer.Option(help="train, test (unseen content) or shift (unseen fonts and sizes).")]
+Families = Annotated[
+    list[str] | None, typer.Option("--family", help="Document family; repeat for several.", show_default="all of them")
+]
+
+
+def main() -> None:
+    """Run the command line of this process and exit with its status."""
+    _open_closed_streams()
+    app()
+
+
+def run(verb: Callable[["ModuleType"], "Report"], as_json: bool) -> None:
+    """Import the package, run one verb, print its report and turn errors into an exit status.
+
+    Args:
+        verb: receives the module `vision_remember.cli` and returns the report.
+        as_json: print the report's data as JSON instead of its text.
+
+    Raises:
+        typer.Exit: with the status, unless it is 0.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            from vision_remember import cli
+
+            report = verb(cli)
+        status, text, content = (DONE if report.succeeded else FAILED), report.text, report.data
+    except BrokenPipeError:
+        raise
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    except (ValueError, OSError) as error:
+        if "VISION_REMEMBER_TRACEBACK" in os.environ:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        status, text, content = FAILED, "", {"error": str(error)}
+    if as_json:
+        print(json.dumps(content, allow_nan=False), flush=True)
+    elif text:
+        print(text, flush=True)
+    if status:
+        raise typer.Exit(status)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for results.json and report.html.")] = Path("runs/demo"),
+    as_json: Json = False,
+) -> None:
+    """Ask the shipped model, then train and compare three models on this machine."""
+    run(lambda cli: cli.demo(out), as_json)
+
+
+@app.command()
+def ask(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Image file.", show_default=False)],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.", show_default=False)],
+    model: Model = TINY,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    explain: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OUT.png", help="Draw where the vision tokens looked when they remembered.", show_default=False
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Answer a question about an image."""
+    run(lambda cli: cli.ask(image, question, model=model, max_new_tokens=max_new_tokens, explain=explain), as_json)
+
+
+@app.command()
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest complete checkpoint.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train the model a recipe describes."""
+    run(lambda cli: cli.train(recipe, overrides or [], resume=resume), as_json)
+
+
+@app.command()
+def evaluate(
+    options: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value]...", help="Options of the task.", show_default=False)
+    ] = None,
+    model: Model = TINY,
+    task: Annotated[str, typer.Option(help="synthetic_documents, or dataset (path=FOLDER).")] = "synthetic_documents",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for every answer and the scores.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Score a model on a task, per family with 95 % intervals.
+
+    Options of synthetic_documents: count=1000 split=test seed=0 families=[table,form] per_page=1.
+    """
+    run(lambda cli: cli.evaluate(model, task, options or [], out), as_json)
+
+
+@app.command()
+def compare(
+    recipe: Recipe,
+    out: Annotated[Path, typer.Option(help="Folder for results.json and report.html; a second run continues.")],
+    overrides: Overrides = None,
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0",
+    as_json: Json = False,
+) -> None:
+    """Train and evaluate every row of a matrix with the same data, order and budget."""
+    numbers = _seeds(seeds)
+    run(lambda cli: cli.compare(recipe, numbers, out, overrides or []), as_json)
+
+
+@app.command("list")
+def list_(as_json: Json = False) -> None:
+    """List projectors and re-fusion methods with tokens and parameters at the size of the paper's model."""
+    run(lambda cli: cli.list_methods(), as_json)
+
+
+@data.command()
+def make(
+    out: Annotated[Path, typer.Option(help="Folder for data.json and the images.")],
+    count: Annotated[int, typer.Option(min=1, help="Number of pages.")],
+    split: Split = "train",
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    family: Families = None,
+    as_json: Json = False,
+) -> None:
+    """Render synthetic documents with questions and answers."""
+    run(lambda cli: cli.data_make(out, count=count, split=split, seed=seed, families=family), as_json)
+
+
+@data.command()
+def show(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data folder.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="Picture to write.", show_default="DIR/contact_sheet.png")] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw a contact sheet of a data folder."""
+    run(lambda cli: cli.data_show(folder, out), as_json)
+
+
+@data.command()
+def check(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data folder.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Find every bad sample of a data folder and say how to cure it; exit 1 if there is one."""
+    run(lambda cli: cli.data_check(folder), as_json)
+
+
+@foundation.command()
+def build(
+    out: Annotated[Path, typer.Option(help="Folder for the weights.")] = Path("runs/foundation"), as_json: Json = False
+) -> None:
+    """Train the embedded encoder and language model again, from nothing (hours on two cores)."""
+    run(lambda cli: cli.foundation_build(out), as_json)
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        seeds = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is not a list of whole numbers such as 0,1,2", param_hint="--seeds"
+        ) from None
+    if len(set(seeds)) < len(seeds):
+        raise typer.BadParameter(f"{text!r} names a seed twice", param_hint="--seeds")
+    return seeds
+
+
+def _open_closed_streams() -> None:
+    """Point closed standard streams at the null device, so that no file opened later takes their place."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - lives as long as the process
+
+
+if __name__ == "__main__":
+    main()
