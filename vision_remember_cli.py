@@ -84,10 +84,10 @@ def run(verb: Callable[["ModuleType"], "Report"], as_json: bool) -> None:
         if "VISION_REMEMBER_TRACEBACK" in os.environ:
             raise
         print(f"error: {error}", file=sys.stderr)
-        status, text, content = FAILED, "", {"error": str(error)}
+        status, text, content = FAILED, None, {"error": str(error)}
     if as_json:
         print(json.dumps(content, allow_nan=False), flush=True)
-    elif text:
+    elif text is not None:
         print(text, flush=True)
     if status:
         raise typer.Exit(status)
@@ -124,11 +124,14 @@ def ask(
 def train(
     recipe: Recipe,
     overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run.", show_default="the recipe's output_dir, or runs/NAME")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest complete checkpoint.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train the model a recipe describes."""
-    run(lambda cli: cli.train(recipe, overrides or [], resume=resume), as_json)
+    run(lambda cli: cli.train(recipe, overrides or [], resume=resume, out=out), as_json)
 
 
 @app.command()

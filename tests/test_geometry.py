@@ -46,7 +46,11 @@ def test_a_window_covers_its_cell_grown_by_the_margin_and_nothing_else(pair, mar
 
     def span(cell: int, fine_side: int, coarse_side: int) -> set[int]:
         """Patches that overlap the cell [cell, cell + 1) / coarse_side, and the margin."""
-        inside = [p for p in range(fine_side) if p * coarse_side < (cell + 1) * fine_side and (p + 1) * coarse_side > cell * fine_side]
+        inside = [
+            p
+            for p in range(fine_side)
+            if p * coarse_side < (cell + 1) * fine_side and (p + 1) * coarse_side > cell * fine_side
+        ]
         return {p for p in range(inside[0] - margin, inside[-1] + margin + 1) if 0 <= p < fine_side}
 
     for token in range(coarse.num_cells):
@@ -74,7 +78,9 @@ def test_the_mean_of_a_window_is_adaptive_average_pooling(pair):
     own = windows(fine, coarse)
     gathered = gather_windows(x, own) * own.valid[..., None]
     means = gathered.sum(2) / own.valid.sum(1)[:, None]
-    pooled = F.adaptive_avg_pool2d(x.transpose(1, 2).unflatten(2, (fine.height, fine.width)), (coarse.height, coarse.width))
+    pooled = F.adaptive_avg_pool2d(
+        x.transpose(1, 2).unflatten(2, (fine.height, fine.width)), (coarse.height, coarse.width)
+    )
     torch.testing.assert_close(means, pooled.flatten(2).transpose(1, 2))
 
 

@@ -48,6 +48,7 @@ def demo(out: Path) -> Report:
     console.print(
         f"{picture}: {asked.question}\n  the model says {answered.text!r}, the page says {asked.answer!r}",
         highlight=False,
+        markup=False,
     )
     compared = compare("tiny/demo.yaml", (0,), out)
     return Report(text=compared.text, data={"asked": {**answered.data, "expected": asked.answer}, **compared.data})
@@ -72,8 +73,9 @@ def ask(image: Path, question: str, *, model: str, max_new_tokens: int = 64, exp
         look = engine.explain(request, max_new_tokens=max_new_tokens)
         answer = look.answer
         title = f"{question}  {answer.text}"
+        margin = engine.model.config.refusion.get("margin", 0)
         save_png(
-            draw_looks(look.image, look.attention, look.patch_grid, look.token_grid, margin=look.margin, title=title),
+            draw_looks(look.image, look.attention, look.patch_grid, look.token_grid, margin=margin, title=title),
             explain,
         )
     data = {
@@ -88,11 +90,12 @@ def ask(image: Path, question: str, *, model: str, max_new_tokens: int = 64, exp
     return Report(text=answer.text, data=data)
 
 
-def train(recipe: str, overrides: Sequence[str], *, resume: bool) -> Report:
-    """Train the model of a recipe."""
+def train(recipe: str, overrides: Sequence[str], *, resume: bool, out: Path | None = None) -> Report:
+    """Train the model of a recipe, into `out`, the recipe's own folder, or `runs/NAME`."""
     from vision_remember import training
 
-    folder = training.train(training.load_recipe(recipe_file(recipe), overrides), resume=resume)
+    plan = training.load_recipe(recipe_file(recipe), overrides)
+    folder = training.train(plan, resume=resume, output_dir=out or plan.output_dir or Path("runs") / plan.name)
     return Report(text=f"trained model: {folder}", data={"model": str(folder)})
 
 
@@ -120,6 +123,7 @@ def compare(recipe: str, seeds: Sequence[int], out: Path, overrides: Sequence[st
 def list_methods() -> Report:
     """List what the plug-in rooms hold."""
     from rich.table import Table
+    from rich.text import Text
 
     from vision_remember import cli_list
 
@@ -132,7 +136,7 @@ def list_methods() -> Report:
         for head in rows[0]:
             table.add_column(head, justify="right" if isinstance(rows[0][head], int) else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
+            table.add_row(*(Text(f"{value:,}" if isinstance(value, int) else str(value)) for value in row.values()))
         text += _rendered(table) + "\n"
     return Report(text=text.rstrip("\n"), data=found)
 
@@ -203,7 +207,7 @@ def model_folder(name: str) -> str:
     if path.is_dir() or (not name.startswith("embedded/") and name.count("/") == 1 and not path.parent.exists()):
         return str(path)
     shipped = sorted(
-        f"embedded/{config.parent.name}" for config in (HERE / "foundation" / "weights").glob("*/config.json")
+        f"embedded/{config.parent.name}" for config in (HERE / "foundation" / "weights").glob("*/processor_config.json")
     )
     raise ValueError(f"no model folder {name}; give one that training wrote, a hub id, or one of {', '.join(shipped)}")
 

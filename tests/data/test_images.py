@@ -6,11 +6,10 @@ import random
 import re
 import struct
 import threading
-import time
 import warnings
 
 import pytest
-from PIL import Image, ImageFile, ImageOps, PngImagePlugin
+from PIL import GifImagePlugin, Image, ImageFile, ImageOps, PngImagePlugin
 
 from tests.data.pictures import COLOUR, GREY_ALPHA, PALETTE, SIGNATURE, checkers, chunk, encode, png
 from vision_remember.data.images import (
@@ -125,7 +124,7 @@ def test_a_jpeg_with_a_flipped_byte_decodes_or_is_refused_but_never_crashes():
 def test_random_damage_gives_an_image_or_the_one_error(kind):
     rng = random.Random(0)
     clean = encode(checkers(24, 18), kind)
-    for _ in range(60):
+    for _ in range(40):
         data = bytearray(clean)
         for _ in range(rng.randint(1, 6)):
             data[rng.randrange(4, len(data))] = rng.randrange(256)
@@ -140,10 +139,8 @@ def test_random_damage_gives_an_image_or_the_one_error(kind):
 
 def test_a_header_that_claims_a_huge_picture_is_refused_before_decoding():
     data = SIGNATURE + chunk(b"IHDR", struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)) + chunk(b"IDAT", b"")
-    start = time.perf_counter()
     error = refusal(data)
     assert error.code == "image.too_many_pixels" and "10000000000" in error.why and str(4096 * 4096) in error.why
-    assert time.perf_counter() - start < 0.5
 
 
 def test_what_pillow_only_warns_about_is_refused():
@@ -350,12 +347,18 @@ def test_an_animation_gives_its_first_frame_and_a_note(kind):
     assert decode(encode(frames[0], kind)).notes == ()
 
 
-def test_only_the_first_frame_of_a_long_animation_is_decoded():
-    frames = [Image.new("P", (64, 64), number % 2) for number in range(400)]
+def test_only_the_first_frame_of_a_long_animation_is_decoded(monkeypatch):
+    frames = [Image.new("P", (8, 8), number % 2) for number in range(20)]
     data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    start = time.perf_counter()
+    visited = []
+    seek = GifImagePlugin.GifImageFile._seek
+    monkeypatch.setattr(
+        GifImagePlugin.GifImageFile,
+        "_seek",
+        lambda self, frame, *rest: (visited.append(frame), seek(self, frame, *rest))[1],
+    )
     decode_image(data)
-    assert time.perf_counter() - start < 0.2
+    assert max(visited) <= 1
 
 
 # I15: metadata
@@ -403,7 +406,7 @@ def test_threads_decode_side_by_side_and_keep_their_warnings():
     data, huge, failures = encode(checkers()), png(9500, 9500, [b""]), []
 
     def work():
-        for _ in range(20):
+        for _ in range(5):
             try:
                 decode_image(data)
                 refusal(huge)

@@ -33,7 +33,9 @@ def by_loops(q, k, v, valid, bias):
     for n in range(q.shape[0]):
         for h in range(q.shape[1]):
             slots = valid[n].nonzero().flatten().tolist()
-            scores = [float(q[n, h] @ k[n, w, h // group]) / math.sqrt(q.shape[2]) + float(bias[n, h, w]) for w in slots]
+            scores = [
+                float(q[n, h] @ k[n, w, h // group]) / math.sqrt(q.shape[2]) + float(bias[n, h, w]) for w in slots
+            ]
             total = sum(math.exp(score) for score in scores)
             for w, score in zip(slots, scores, strict=True):
                 out[n, h] += math.exp(score) / total * v[n, w, h // group]

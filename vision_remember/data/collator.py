@@ -1,7 +1,8 @@
 """From samples to a model's batch, through the processor, naming the sample whenever something does not fit.
 
 The collator knows no model: it is given a processor with `encode`, `pad` and `image_token_id`, the same one that serves, so what trains
-is what serves. A sample that has nothing to learn, too many tokens, or an unreadable image is an error, or goes to the quarantine.
+is what serves. A sample that has nothing to learn, too many tokens, or an unreadable image is an error; whether it ends the run or goes to
+the quarantine is decided by whoever calls.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from typing import Any, Literal, Protocol
 from PIL import Image
 from torch import Tensor
 
-from vision_remember.data.quarantine import Quarantine
 from vision_remember.data.schema import DataError, Sample
 
 
@@ -45,7 +45,6 @@ class Collator:
         processor: The model's processor.
         max_length: Most tokens T of one sample, image slots expanded; None for no limit.
         overlong: `error`, or `truncate` to cut text off the end; an image slot is never cut and one target token must be left.
-        quarantine: Where bad samples go; None makes each of them an error.
     """
 
     def __init__(
@@ -54,29 +53,21 @@ class Collator:
         *,
         max_length: int | None = None,
         overlong: Literal["error", "truncate"] = "error",
-        quarantine: Quarantine | None = None,
     ):
-        self.processor, self.max_length, self.overlong, self.quarantine = processor, max_length, overlong, quarantine
+        self.processor, self.max_length, self.overlong = processor, max_length, overlong
 
     def __call__(self, samples: Sequence[Sample]) -> Mapping[str, Tensor]:
         """Encodes and pads a batch of B samples, on the right.
 
         Returns:
-            `input_ids`, `attention_mask` and `labels` long[B, T], `pixel_values` where a sample has images. Samples in quarantine are
-            missing from it; if no sample is left, one row without any label, whose loss is 0.
+            `input_ids`, `attention_mask` and `labels` long[B, T], `pixel_values` where a sample has images. Without any sample, because
+            all of a batch were set aside, one row without a label, whose loss is 0.
 
         Raises:
-            DataError: A sample cannot be used and there is no quarantine, or the quarantine is full.
+            DataError: A sample cannot be used.
         """
-        encodings = []
-        for sample in samples:
-            try:
-                encodings.append(self.encode(sample))
-            except DataError as error:
-                if self.quarantine is None:
-                    raise
-                self.quarantine.add(error, sample.where)
-        return self.processor.pad(encodings or [self._silence()], side="right")
+        encodings = [self.encode(sample) for sample in samples] or [self._silence()]
+        return self.processor.pad(encodings, side="right")
 
     def encode(self, sample: Sample) -> Any:
         """Encodes one sample.

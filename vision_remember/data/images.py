@@ -1,11 +1,9 @@
 """The one image decoder: bytes in, plain RGB out, or one clear error. Training, evaluation, the CLI and serving all read images here.
 
 What a person sees in a viewer is what the model gets: orientation applied once, transparency laid on white, 16-bit greys scaled
-rather than clipped, the first frame of an animation. Limits are checked on the header, before a pixel is decoded. Only formats in
-`FORMATS` are read, recognised by content and never by name. Metadata (EXIF, ICC, XMP, text) is dropped and never quoted.
-
-A flipped byte in a JPEG decodes without complaint and cannot be seen from the file: see `check.py` for checksums. Sixteen-bit *colour*
-PNGs come out of Pillow as their high byte, at most 1 from exact scaling.
+rather than clipped (16-bit colours come out of Pillow as their high byte, at most 1 away), the first frame of an animation. Limits are
+checked on the header, before a pixel is decoded. Formats are recognised by content; metadata is dropped and never quoted. A flipped byte
+in a JPEG decodes without complaint and cannot be seen from the file: `check.py` has checksums for that.
 
 Source: the list of attacks and of silent wrong readings this answers is our own survey of vLLM, TGI, SGLang and Pillow advisories
 (CVE-2026-22773, CVE-2026-22778, CVE-2025-46722); the limits are our choice.
@@ -35,15 +33,8 @@ NOTE_EXIF = "broken EXIF ignored"
 _MODES = ("RGB", "L", "1", "P", "RGBA", "LA", "PA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
 _GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N")
 _ORIENTATION_TAG = 0x0112
-_ORIENTATIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
+_ORIENTATIONS = {number: Image.Transpose[name] for number, name in enumerate(_TURNS.split(), 2)}
 
 # Warning filters and LOAD_TRUNCATED_IMAGES belong to the process, so only one thread at a time may change them.
 _pillow_lock = threading.Lock()

@@ -10,16 +10,13 @@ turn is one string, people place images by writing `<image>`, so in the *user's*
 has images and no image part, each mark is one image slot; the counts must agree. In answers, system text, and messages records without
 images it is ordinary text. A LLaVA question that has to quote `<image>` is written as parts.
 
-The newline that sets a mark off from its text (`<image>\\nWhat?`, `What?\\n<image>`) belongs to the mark, so that a question from a file
-and the same question asked through parts give the same tokens.
+What stands around a mark is kept as written, the line break of `<image>\\nWhat?` included.
 
-Source: haotian-liu/LLaVA docs/Finetune_Custom_Data.md (records), llava/train/train.py (`preprocess_multimodal`, which moves the mark and
-strips around it); which strings carry marks is our choice.
+Source: haotian-liu/LLaVA docs/Finetune_Custom_Data.md; which strings carry marks is our choice.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,7 +34,6 @@ from vision_remember.data.schema import (
 
 MARK = "<image>"
 _ROLES = {"human": "user", "gpt": "assistant"}
-_MARK_AND_NEWLINE = re.compile(r"(?:\A|(?<=\n)|(?<=<image>))<image>\n?|\n<image>\n?\Z|<image>")
 _KEYS = {"turns": ("conversations", "messages"), "images": ("image", "images")}
 
 
@@ -126,13 +122,11 @@ def _message_turns(turns: Sequence[Any], images: list[ImageRef], root: str) -> l
 
 
 def split_marks(text: str) -> tuple[str | ImageSlot, ...]:
-    """Cuts a string at its `<image>` marks: `"<image>\\nWhat?"` gives `(IMAGE, "What?")`."""
-    parts: list[str | ImageSlot] = []
-    end = 0
-    for mark in _MARK_AND_NEWLINE.finditer(text):
-        parts += [text[end : mark.start()], IMAGE]
-        end = mark.end()
-    parts.append(text[end:])
+    """Cuts a string at its `<image>` marks: `"<image>\\nWhat?"` gives `(IMAGE, "\\nWhat?")`."""
+    first, *others = text.split(MARK)
+    parts: list[str | ImageSlot] = [first]
+    for following in others:
+        parts += [IMAGE, following]
     return tuple(part for part in parts if part != "")
 
 

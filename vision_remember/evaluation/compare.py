@@ -19,7 +19,6 @@ from vision_remember.evaluation.results import build_results
 from vision_remember.evaluation.row_folder import RowFolder
 from vision_remember.evaluation.runner import answer_questions, prompt_text, versions
 from vision_remember.evaluation.specimens import choose
-from vision_remember.evaluation.table import results_table
 from vision_remember.evaluation.tasks import Question, load_task
 from vision_remember.model.engine import Engine
 from vision_remember.training import FeatureCache, train
@@ -42,7 +41,7 @@ def compare(
         seeds: training seeds; every row is trained with each.
         out: folder of the comparison.
         overrides: `evaluation.count=500`, dotted keys of the comparison.
-        console: where progress and the table are shown; None shows nothing.
+        console: where progress is shown; None shows none.
 
     Returns:
         The content of `results.json`.
@@ -90,9 +89,6 @@ def compare(
     specimens = choose(tasks[splits[0]], {folder.row.name: folder.answers(splits[0]) for folder in first})
     write_json(out / "results.json", results)
     write_text(out / "report.html", render_report(results, specimens))
-    if console is not None:
-        console.print(results_table(results))
-        console.print(f"{out / 'results.json'}\n{out / 'report.html'}", highlight=False)
     return results
 
 
@@ -103,13 +99,8 @@ def _run(comparison: Comparison, folder: RowFolder, tasks: Tasks, cache: Feature
     plan = comparison.evaluation
     for split, questions in tasks.items():
         label = f"{folder.row.name}, {split}"
-        options = {
-            "batch_size": plan.batch_size,
-            "max_new_tokens": plan.max_new_tokens,
-            "console": console,
-            "label": label,
-        }
-        folder.save_answers(split, answer_questions(engine, questions, **options))
+        lengths = {"batch_size": plan.batch_size, "max_new_tokens": plan.max_new_tokens}
+        folder.save_answers(split, answer_questions(engine, questions, **lengths, console=console, label=label))
     folder.finish(tokens=engine.model.model.token_grid.num_cells)
 
 
@@ -117,8 +108,8 @@ def _held_equal(folder: RowFolder) -> str:
     training = folder.recipe.training
     batch = training.batch_size * training.accumulation
     return (
-        f"{training.steps:,} steps of {batch} samples, {training.steps * batch:,} samples in all, drawn in an order that depends on the seed "
-        f"alone; the same pages for every row. Trained: {', '.join(training.trainable)}, unless the row says otherwise."
+        f"{training.steps:,} steps of {batch} samples, {training.steps * batch:,} in all, the same samples in the same order for every row "
+        f"of a seed. Trained: {', '.join(training.trainable)}, unless the row says otherwise."
     )
 
 

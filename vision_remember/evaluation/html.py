@@ -20,11 +20,11 @@ h1 { font-size: 2.45rem; line-height: 1.14; letter-spacing: -.015em; font-weight
 h2 { font-size: 1.38rem; line-height: 1.3; font-weight: 600; margin: 3.4rem 0 .8rem; }
 p { margin: 0 0 1rem; hanging-punctuation: first; }
 .standfirst { font-size: 1.2rem; line-height: 1.5; color: #343a42; text-wrap: pretty; }
-.numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1.4rem 1.8rem; margin: 2.2rem 0 0; padding: 1.3rem 0 0;
-  border-top: 1px solid var(--ink); }
+.numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1.4rem 1.8rem;
+  margin: 2.2rem 0 0; padding: 1.3rem 0 0; border-top: 1px solid var(--ink); }
 .numbers div { font: .8rem/1.4 var(--sans); color: var(--soft); }
-.numbers b { display: block; font: 600 2.1rem/1.1 var(--sans); letter-spacing: -.02em; color: var(--ink); font-variant-numeric: tabular-nums;
-  margin-bottom: .35rem; }
+.numbers b { display: block; font: 600 2.1rem/1.1 var(--sans); letter-spacing: -.02em; color: var(--ink);
+  font-variant-numeric: tabular-nums; margin-bottom: .35rem; }
 figure { margin: 2rem 0 2.4rem; }
 figure svg { display: block; width: 100%; height: auto; overflow: visible; }
 figcaption, .caption { font: .84rem/1.5 var(--sans); color: var(--soft); margin-top: .8rem; }
@@ -37,7 +37,8 @@ thead th { font-weight: 500; color: var(--soft); border-bottom: 1px solid var(--
 tbody td { border-bottom: 1px solid var(--line); }
 tbody td small { display: block; color: var(--soft); font-size: .72rem; }
 .swatch { display: inline-block; width: .62em; height: .62em; border-radius: 50%; margin-right: .5em; }
-.page { display: grid; grid-template-columns: 17rem 1fr; gap: 1.6rem; padding: 1.6rem 0; border-top: 1px solid var(--line); align-items: start; }
+.page { display: grid; grid-template-columns: 17rem 1fr; gap: 1.6rem; padding: 1.6rem 0; align-items: start;
+  border-top: 1px solid var(--line); }
 .page .sheet { position: relative; margin: 0; border: 1px solid var(--line); background: #fff; line-height: 0; }
 .page img { width: 100%; height: auto; }
 .page .evidence { position: absolute; outline: 2px solid #0072b2; outline-offset: 2px; border-radius: 1px; }
@@ -52,9 +53,9 @@ tbody td small { display: block; color: var(--soft); font-size: .72rem; }
 dl { font: .86rem/1.5 var(--sans); display: grid; grid-template-columns: 9.5rem 1fr; gap: .45rem 1rem; margin: 1.2rem 0; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 code, pre { font: .82em/1.5 var(--mono); }
-pre { background: var(--tint); padding: .9rem 1.1rem; border-radius: 6px; overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
-@media (max-width: 40rem) { .page { grid-template-columns: 1fr; } dl { grid-template-columns: 1fr; gap: .1rem; } dd { margin-bottom: .6rem; }
-  h1 { font-size: 1.9rem; } }
+pre { background: var(--tint); padding: .9rem 1.1rem; border-radius: 6px; white-space: pre-wrap; overflow-wrap: anywhere; }
+@media (max-width: 40rem) { .page { grid-template-columns: 1fr; } dl { grid-template-columns: 1fr; gap: .1rem; }
+  dd { margin-bottom: .6rem; }  h1 { font-size: 1.9rem; } }
 @media print { body { font-size: 11pt; background: #fff; } main { padding: 0; max-width: none; } .page, figure { break-inside: avoid; } }
 """
 

@@ -75,7 +75,7 @@ class EvaluationPlan:
         seed: of the pages.
         fine: families whose detail compression loses; their mean is a row's `mean`.
         coarse: families that compression should not hurt.
-        per_page: the most questions asked about one page; None asks all.
+        questions: the most questions asked about one page; None asks all.
         batch_size: prompts per batch; does not change an answer.
         max_new_tokens: longest answer.
     """
@@ -85,7 +85,7 @@ class EvaluationPlan:
     seed: int = number(0, minimum=0)
     fine: tuple[str, ...] = ("text", "table", "chart", "form")
     coarse: tuple[str, ...] = ("layout",)
-    per_page: int | None = number(None, minimum=1)
+    questions: int | None = number(None, minimum=1)
     batch_size: int = number(32, minimum=1)
     max_new_tokens: int = number(32, minimum=1)
 
@@ -97,7 +97,7 @@ class EvaluationPlan:
     def task(self, split: str) -> dict[str, Any]:
         """The task of one split, for `tasks.load_task`."""
         options = {"count": self.count, "split": split, "seed": self.seed, "families": list(self.families)}
-        return {"type": "synthetic_documents", **options, "per_page": self.per_page}
+        return {"type": "synthetic_documents", **options, "questions": self.questions}
 
     def problems(self) -> Iterable[tuple[str, str]]:
         """No fine family, one named twice, or fewer pages than families."""

@@ -131,14 +131,15 @@ def _tokens(results: Results) -> Markup:
 
 def _gain_sentence(name: str, gain: Mapping[str, Any]) -> str:
     spread = f"95 % interval {_ends(gain['ci95'])}" if gain["ci95"] else f"no finite interval: {gain['reason']}"
-    return f"{name} recovers {gain['mean']:.2f} of the {100 * gain['lead']:.1f} points between {gain['compressed']} and {gain['uncompressed']} ({spread})."
+    distance = f"{100 * gain['lead']:.1f} points between {gain['compressed']} and {gain['uncompressed']}"
+    return f"{name} recovers {gain['mean']:.2f} of the {distance} ({spread})."
 
 
 def _layout_sentence(name: str, layout: Mapping[str, Any]) -> str:
     low, high = (100 * end for end in layout["ci95"])
     verdict = {
-        True: "so layout is not hurt",
-        False: "so layout is hurt by more than one point",
+        True: "not hurt by the one-point rule",
+        False: "hurt by more than one point",
         None: f"too few to say whether layout is hurt ({layout.get('reason')})",
     }[layout["not_hurt"]]
     difference = f"{100 * layout['difference']:+.1f} points [{low:+.1f}, {high:+.1f}]"
@@ -149,9 +150,9 @@ def _pages(results: Results, specimens: Sequence[Specimen]) -> list[Markup]:
     if not specimens:
         return []
     rule = (
-        "The first questions of each family on which the rows disagree, whatever the disagreement; a family on which they never disagree is "
-        f"shown by its first questions. Split {results['summary']['split']}, seed {_seeds(results)[0]}. The frame marks where the answer stands; "
-        "the models do not see it."
+        "The first questions of each family on which the rows disagree, whatever the disagreement; a family on which they never "
+        f"disagree is shown by its first questions. Split {results['summary']['split']}, seed {_seeds(results)[0]}. The frame marks "
+        "where the answer stands; the models do not see it."
     )
     return [element("h2", "Pages and answers"), element("p", rule), *(_page(specimen) for specimen in specimens)]
 

@@ -30,7 +30,7 @@ DEFINITIONS = {
     f"null where the reference leads by less than {100 * MINIMUM_LEAD:.0f} points",
     "layout": "paired difference row - compressed on the coarse families; not hurt when it is at least "
     f"-{100 * LAYOUT_TOLERANCE:.0f} point on at least {LAYOUT_QUESTIONS:,} questions",
-    "ci95": f"2.5 and 97.5 percentiles of {bootstrap.RESAMPLES:,} paired resamples of pages; in the summary seeds are drawn first, then pages",
+    "ci95": f"2.5 and 97.5 percentiles of {bootstrap.RESAMPLES:,} paired resamples of pages; in the summary of seeds, then pages",
     "prefill_ms": "median time of encoder, projector and decoder for one page and question, rows measured in turns",
 }
 

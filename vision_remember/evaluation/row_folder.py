@@ -77,8 +77,8 @@ class RowFolder:
             listed = "; ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in changed[:6])
             more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
             raise ValueError(
-                f"row {self.row.name!r}, seed {self.seed}, in {self.path} was made with another recipe: {listed}{more}. Choose another --out, "
-                f"or delete {self.path} to train this row again"
+                f"row {self.row.name!r}, seed {self.seed}, in {self.path} was made with another recipe: {listed}{more}. "
+                f"Choose another --out, or delete {self.path} to train this row again"
             )
 
     def begin(self) -> None:

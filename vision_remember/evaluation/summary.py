@@ -25,6 +25,7 @@ from vision_remember.evaluation.records import Record
 MINIMUM_LEAD = 0.05
 LAYOUT_TOLERANCE = 0.01
 LAYOUT_QUESTIONS = 1_000
+_ROUNDING = 1e-9  # a difference of exactly one point must not be lost to binary fractions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +124,7 @@ def recovered(
         "uncompressed": uncompressed,
         "lead": float(lead),
     }
-    if lead < MINIMUM_LEAD:
+    if lead < MINIMUM_LEAD - _ROUNDING:
         why = f"{uncompressed} leads {compressed} by {100 * lead:.1f} points, less than {100 * MINIMUM_LEAD:.0f}"
         return {**result, "reason": why}
     ends = bootstrap.ratio_interval(
@@ -146,7 +147,7 @@ def layout_difference(table: AnswerTable, row: str, *, compressed: str, coarse: 
     result = {"difference": spread.value, "ci95": [spread.low, spread.high], "n": questions, "compressed": compressed}
     if questions < LAYOUT_QUESTIONS:
         return {**result, "not_hurt": None, "reason": f"{questions} questions, at least {LAYOUT_QUESTIONS} are needed"}
-    return {**result, "not_hurt": bool(difference >= -LAYOUT_TOLERANCE)}
+    return {**result, "not_hurt": bool(difference >= -LAYOUT_TOLERANCE - _ROUNDING)}
 
 
 def _family_table(scores: Floats, pages: Sequence[str], *, key: str) -> FamilyTable:

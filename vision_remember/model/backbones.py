@@ -6,17 +6,26 @@ scaled logits) is refused instead of silently changed.
 """
 
 import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from vision_remember.model.chat import ChatTemplate, load_tokenizer
 from vision_remember.model.configuration import VisionRememberConfig
 
 MAX_PREFIX_TOKENS = 16  # class and register tokens of an encoder; a larger surplus means that grid and encoder disagree
-SAME_LOGITS = 1e-4  # float32 rounding of one more column block in the head; soft caps and logit scales differ by far more
+SAME_LOGITS = (
+    1e-4  # float32 rounding of one more column block in the head; soft caps and logit scales differ by far more
+)
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -86,7 +95,7 @@ def _joint_config(
     return config, template
 
 
-def _load(auto_class: type, name: str, config: PreTrainedConfig) -> PreTrainedModel:
+def _load(auto_class: Any, name: str, config: PreTrainedConfig) -> PreTrainedModel:
     """Load a backbone in float32 from safetensors; weights that are missing are an error."""
     model, info = auto_class.from_pretrained(
         name, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True

@@ -9,6 +9,8 @@ slices for chunked prefill (see `rows.py`).
 Source: layout and names follow transformers/models/llava_next/modeling_llava_next.py.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
@@ -121,7 +123,9 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
         """
         if (pixel_values is None) == (encoder_levels is None):
             raise ValueError("give either pixel_values or encoder_levels")
-        levels = self.encode(pixel_values) if encoder_levels is None else encoder_levels.to(self.dtype)
+        levels = self.encode(pixel_values) if pixel_values is not None else encoder_levels
+        assert levels is not None
+        levels = levels.to(self.dtype)
         if levels.shape[1] != len(self.encoder_level_indices):
             raise ValueError(
                 f"encoder_levels holds {levels.shape[1]} levels, this model reads {len(self.encoder_level_indices)}: "
@@ -168,6 +172,7 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
+        pixel_values, encoder_levels = _unless_empty(pixel_values), _unless_empty(encoder_levels)
         image = (mm_encoder_outputs or {}).get("image")
         if sum(given is not None for given in (image, pixel_values, encoder_levels)) > 1:
             raise ValueError("give one of pixel_values, encoder_levels and mm_encoder_outputs")
@@ -175,7 +180,9 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
             image = self.get_image_features(pixel_values, encoder_levels)
         embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         is_placeholder = self._placeholders(input_ids, embeds)
-        tokens = embeds.new_zeros(0, embeds.shape[-1]) if image is None else torch.cat(list(image.pooler_output)).to(embeds)
+        tokens = (
+            embeds.new_zeros(0, embeds.shape[-1]) if image is None else torch.cat(list(image.pooler_output)).to(embeds)
+        )
         check_counts(is_placeholder, len(tokens), self.token_grid.num_cells)
         embeds = embeds.masked_scatter(is_placeholder[..., None], tokens)
         if image is None and self.training and torch.is_grad_enabled() and past_key_values is None:
@@ -199,7 +206,9 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            remember_attentions=None if attentions is None else tuple(attentions[layer] for layer in sorted(attentions)),
+            remember_attentions=None
+            if attentions is None
+            else tuple(attentions[layer] for layer in sorted(attentions)),
         )
 
     def _placeholders(self, input_ids: Tensor | None, embeds: Tensor) -> Tensor:
@@ -208,11 +217,16 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
         placeholder = torch.tensor(self.config.image_token_id, device=embeds.device)
         return (embeds == self.get_input_embeddings()(placeholder)).all(-1)
 
-    def _indices(self, plugin: nn.Module) -> tuple[int, ...]:
+    def _indices(self, plugin: Any) -> tuple[int, ...]:
         return resolve_levels(plugin.levels, self.config.vision_config.num_hidden_layers, type(plugin).__name__)
 
-    def _features(self, levels: Tensor, plugin: nn.Module) -> VisionFeatures:
+    def _features(self, levels: Tensor, plugin: Any) -> VisionFeatures:
         """The levels that one plug-in reads, keyed as it names them."""
         by_index = dict(zip(self.encoder_level_indices, levels.unbind(1), strict=True))
         named = {name: by_index[index] for name, index in zip(plugin.levels, self._indices(plugin), strict=True)}
         return VisionFeatures(levels=named, grid=self.config.patch_grid)
+
+
+def _unless_empty(images: Tensor | None) -> Tensor | None:
+    """A batch of no images is no batch."""
+    return None if images is None or len(images) == 0 else images

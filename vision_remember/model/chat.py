@@ -177,7 +177,9 @@ def load_tokenizer(text: str) -> PreTrainedTokenizerBase:
     """
     tokenizer = AutoTokenizer.from_pretrained(text)
     if not tokenizer.is_fast:
-        raise ValueError(f"{text} has a slow tokenizer; a tokenizer.json is needed to encode text without control tokens")
+        raise ValueError(
+            f"{text} has a slow tokenizer; a tokenizer.json is needed to encode text without control tokens"
+        )
     known = tokenizer.get_added_vocab()
     missing = [token for token in (IMAGE_TOKEN, TURN_START, TURN_END) if token not in known]
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in missing], special_tokens=True)

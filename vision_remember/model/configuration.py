@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from huggingface_hub.dataclasses import strict
-from torch import nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
@@ -58,10 +57,10 @@ class VisionRememberConfig(PreTrainedConfig):
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen2"),
     }
 
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
-    projector: dict | None = None
-    refusion: dict | None = None
+    vision_config: Any = None
+    text_config: Any = None
+    projector: Any = None
+    refusion: Any = None
     image_token_id: int = 151655
     turn_start_token_id: int = 151644
     turn_end_token_id: int = 151645
@@ -71,6 +70,9 @@ class VisionRememberConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         _refuse_unknown(kwargs, known=self.__dataclass_fields__)
+        for room in ("projector", "refusion"):
+            if not isinstance(getattr(self, room), dict | None):
+                raise ValueError(f"{room} must be a dict with 'type', got {getattr(self, room)!r}")
         self.projector = _plain(self.projector or {"type": "mlp"})
         self.refusion = _plain(self.refusion or {"type": "none"})
         super().__post_init__(**kwargs)
@@ -94,9 +96,11 @@ class VisionRememberConfig(PreTrainedConfig):
                 f"refusion.layers names {outside[0]}, the decoder has {depth} layers; use -1 (before layer 0) to {depth - 1}"
             )
         if refusion.views:
-            raise ValueError(f"refusion {self.refusion['type']} wants image views {refusion.views}; only the page itself is read")
+            raise ValueError(
+                f"refusion {self.refusion['type']} wants image views {refusion.views}; only the page itself is read"
+            )
 
-    def build_plugins(self, device: torch.device | None = None) -> tuple[nn.Module, nn.Module]:
+    def build_plugins(self, device: torch.device | None = None) -> tuple[Any, Any]:
         """Make the projector and the re-fusion module that this config describes."""
         with device or torch.device("cpu"):
             projector = build_projector(
@@ -109,7 +113,9 @@ class VisionRememberConfig(PreTrainedConfig):
     def image_size(self) -> tuple[int, int]:
         """Height and width of the encoder's canvas in pixels."""
         if "image_size" not in self.vision_config.to_dict():
-            raise ValueError(f"{self.vision_config.model_type} has no fixed image size; use an encoder with a square canvas")
+            raise ValueError(
+                f"{self.vision_config.model_type} has no fixed image size; use an encoder with a square canvas"
+            )
         size = self.vision_config.image_size
         return (size, size) if isinstance(size, int) else tuple(size)
 

@@ -136,7 +136,9 @@ class Engine:
 
         def run() -> None:
             try:
-                self._generate(inputs, max_new_tokens, streamer=tokens, stopping_criteria=StoppingCriteriaList([tokens]))
+                self._generate(
+                    inputs, max_new_tokens, streamer=tokens, stopping_criteria=StoppingCriteriaList([tokens])
+                )
             except BaseException as error:  # raised again where the pieces are read
                 tokens.items.put(error)
 
@@ -172,12 +174,16 @@ class Engine:
         with torch.inference_mode():
             recorded = self.model(**inputs, output_remember_attentions=True, logits_to_keep=1).remember_attentions
         if not recorded:
-            raise ValueError(f"re-fusion {self.model.config.refusion['type']} records no attention; explain a remember model")
+            raise ValueError(
+                f"re-fusion {self.model.config.refusion['type']} records no attention; explain a remember model"
+            )
         [answer] = self.answer([request], max_new_tokens=max_new_tokens)
         return Explanation(
             answer=answer,
             image=self.processor.canvases(self.processor.images_of(*request))[0],
-            attention={layer: weights.cpu() for layer, weights in zip(sorted(model.refusion.layers), recorded, strict=True)},
+            attention={
+                layer: weights.cpu() for layer, weights in zip(sorted(model.refusion.layers), recorded, strict=True)
+            },
             patch_grid=model.config.patch_grid,
             token_grid=model.token_grid,
         )

@@ -1,6 +1,7 @@
 """What the model returns: the field names are those that `generate` and the Hugging Face Trainer look for."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
@@ -11,12 +12,12 @@ class VisionRememberImageFeatures(BaseModelOutputWithPooling):
     """What `generate` carries from the encoder to the decoder.
 
     Attributes:
-        pooler_output: One float[V, D] per image: the vision tokens.
-        deepstack_features: The memory rows of `rows.pack`, or None for methods without memory.
+        pooler_output: A list with one float[V, D] per image: the vision tokens.
+        deepstack_features: The memory rows of `rows.pack`, two lists with one tensor per image; None for methods without memory.
     """
 
-    pooler_output: list[Tensor] | None = None
-    deepstack_features: list[list[Tensor]] | None = None
+    pooler_output: Any = None
+    deepstack_features: Any = None
 
 
 @dataclass

@@ -5,7 +5,6 @@ Image slots come from structured parts only (see `chat.py`): no text, whoever wr
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -14,28 +13,12 @@ from torch import Tensor
 from transformers import AutoImageProcessor, BatchFeature, ProcessorMixin
 from transformers.processing_utils import MultiModalData
 
+from vision_remember.model.batch import IGNORED_LABEL, Encoding, pad
 from vision_remember.model.chat import CHAT_TEMPLATE, IMAGE_TOKEN, ChatTemplate, load_tokenizer
 from vision_remember.model.configuration import VisionRememberConfig
 from vision_remember.model.pixels import as_rgb, image_of_part, place_on_canvas
 
-IGNORED_LABEL = -100
-
 Messages = Sequence[dict]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Encoding:
-    """One conversation, ready to be padded into a batch.
-
-    Attributes:
-        input_ids: Token ids, T of them, image slots expanded.
-        target: True on assistant text and its end token.
-        pixel_values: float[n, 3, height, width], one per image in reading order; n may be 0.
-    """
-
-    input_ids: list[int]
-    target: list[bool]
-    pixel_values: Tensor
 
 
 class RenderedChat(str):
@@ -56,9 +39,13 @@ class VisionRememberProcessor(ProcessorMixin):
         chat_template: Must be `CHAT_TEMPLATE`; it is stored beside the model for tools that display chats.
     """
 
-    def __init__(self, image_processor=None, tokenizer=None, num_image_tokens=None, image_size=None, chat_template=None):
+    def __init__(
+        self, image_processor=None, tokenizer=None, num_image_tokens=None, image_size=None, chat_template=None
+    ):
         if chat_template not in (None, CHAT_TEMPLATE):
-            raise ValueError("a changed chat_template would not reach the model: the template works on ids (model/chat.py)")
+            raise ValueError(
+                "a changed chat_template would not reach the model: the template works on ids (model/chat.py)"
+            )
         super().__init__(image_processor, tokenizer, chat_template=CHAT_TEMPLATE)
         self.num_image_tokens = num_image_tokens
         self.image_size = list(image_size)
@@ -122,7 +109,9 @@ class VisionRememberProcessor(ProcessorMixin):
         """The images of a conversation in reading order: those given beside the messages, or those that the parts carry."""
         carried = _carried_images(messages)
         if images is not None and carried:
-            raise ValueError(f"{len(carried)} images inside the messages and {len(images)} beside them; pass one or the other")
+            raise ValueError(
+                f"{len(carried)} images inside the messages and {len(images)} beside them; pass one or the other"
+            )
         return carried if images is None else images
 
     def canvases(self, images: Sequence[Image.Image]) -> list[Image.Image]:
@@ -150,23 +139,9 @@ class VisionRememberProcessor(ProcessorMixin):
             `input_ids` long[B, T], `attention_mask` long[B, T], `labels` long[B, T] (-100 where nothing is to be said), and
             `pixel_values` float[N, 3, height, width] of all images in order, absent when there is none.
         """
-        length = max(len(encoding.input_ids) for encoding in encodings)
-        shape = (len(encodings), length)
-        input_ids = torch.full(shape, self.tokenizer.pad_token_id)
-        attention_mask = torch.zeros(shape, dtype=torch.long)
-        labels = torch.full(shape, IGNORED_LABEL)
-        for row, encoding in enumerate(encodings):
-            count = len(encoding.input_ids)
-            span = slice(length - count, length) if side == "left" else slice(0, count)
-            ids = torch.tensor(encoding.input_ids)
-            input_ids[row, span] = ids
-            attention_mask[row, span] = 1
-            labels[row, span] = torch.where(torch.tensor(encoding.target), ids, IGNORED_LABEL)
-        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-        pixel_values = torch.cat([encoding.pixel_values for encoding in encodings])
-        return BatchFeature(batch | ({"pixel_values": pixel_values} if len(pixel_values) else {}))
+        return pad(encodings, pad_token_id=self.template.pad_id, side=side)
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self, images=None, text=None, *, return_tensors="pt", padding=True, add_generation_prompt=True
     ) -> BatchFeature:
         """Prepare prompts of one user turn each: the images first, then the text, taken word for word.
@@ -194,7 +169,7 @@ class VisionRememberProcessor(ProcessorMixin):
         ]
         return self._inputs(encodings)
 
-    def apply_chat_template(  # type: ignore[override]
+    def apply_chat_template(
         self,
         conversation,
         chat_template=None,

@@ -9,9 +9,10 @@ Source: `_expand_multimodal_outputs` and `_slice_mm_encoder_output` in transform
 """
 
 import dataclasses
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.utils import torch_compilable_check
 
 from vision_remember.model.configuration import VisionRememberConfig
@@ -65,7 +66,7 @@ def check_counts(is_placeholder: Tensor, num_tokens: int, tokens_per_image: int)
 
 
 def state_of_chunk(
-    model: nn.Module,
+    model: Any,
     image: VisionRememberImageFeatures,
     is_placeholder: Tensor,
     input_ids: Tensor | None,
@@ -110,15 +111,18 @@ def state_of_chunk(
     if model.refusion.needs_whole_images:
         state.check_whole_images()
     if model.config.refusion.get("guidance"):
-        state = dataclasses.replace(state, guidance=guiding_text(input_ids, state, model.config))
+        state = dataclasses.replace(state, guidance=guiding_text(input_ids, is_placeholder.shape[1], state, model.config))
     return state
 
 
-def guiding_text(input_ids: Tensor | None, state: RefusionState, config: VisionRememberConfig) -> Tensor:
+def guiding_text(
+    input_ids: Tensor | None, num_positions: int, state: RefusionState, config: VisionRememberConfig
+) -> Tensor:
     """Where the user text of each image's own turn stands.
 
     Args:
         input_ids: long[B, T] of this chunk; embeddings alone do not tell turns apart.
+        num_positions: T, the length of this chunk.
         state: Of this chunk.
         config: Names the control tokens.
 
@@ -128,6 +132,8 @@ def guiding_text(input_ids: Tensor | None, state: RefusionState, config: VisionR
     Raises:
         ValueError: The chunk does not hold the turn of an image from its opening to its end.
     """
+    if len(state.batch_row) == 0:
+        return state.batch_row.new_zeros(0, num_positions, dtype=torch.bool)
     if input_ids is None:
         raise ValueError("guidance reads the user's turn from input_ids; pass ids instead of inputs_embeds")
     opens, closes = input_ids == config.turn_start_token_id, input_ids == config.turn_end_token_id
@@ -136,7 +142,9 @@ def guiding_text(input_ids: Tensor | None, state: RefusionState, config: VisionR
     since_opening = place - (place * opens).cummax(1).values
     closed = closes.cumsum(1)
     is_closed = closed > (closed * opens).cummax(1).values
-    is_text = (turn > 0) & (since_opening > config.user_header_length) & ~is_closed & (input_ids != config.image_token_id)
+    is_text = (
+        (turn > 0) & (since_opening > config.user_header_length) & ~is_closed & (input_ids != config.image_token_id)
+    )
 
     first = torch.zeros_like(state.batch_row).scatter_(0, state.image.flip(0), state.position.flip(0))
     own_turn = turn[state.batch_row, first % input_ids.shape[1]]  # [I]

@@ -26,13 +26,14 @@ def attach(language_model: nn.Module, refusion: nn.Module) -> None:
             keywords down to its layers.
     """
     decoder = language_model.get_decoder()
-    layers, name = decoder.layers, type(decoder).__name__
-    if any(isinstance(layer, _Attached) for layer in layers):
-        raise ValueError(f"{name} already has a re-fusion method attached; attach to a fresh decoder")
+    name = type(decoder).__name__
     if not decoder._supports_attention_backend:
         raise ValueError(
-            f"{name} does not pass keywords down to its layers, so re-fusion cannot reach them; use another LLM"
+            f"{name} passes no keywords down to its layers, so re-fusion cannot reach them; use another LLM"
         )
+    layers = decoder.layers
+    if any(isinstance(layer, _Attached) for layer in layers):
+        raise ValueError(f"{name} already has a re-fusion method attached; attach to a fresh decoder")
     for layer in refusion.layers:
         if not -1 <= layer < len(layers) or refusion.layers.count(layer) > 1:
             raise ValueError(
@@ -56,7 +57,7 @@ class _Attached:
 def _attached(base: type[nn.Module]) -> type[nn.Module]:
     """The subclass of a decoder layer's class that applies its insertions."""
 
-    def forward(self, hidden_states: Tensor, *args, refusion: RefusionState | None = None, **kwargs):  # noqa: ANN002
+    def forward(self, hidden_states: Tensor, *args, refusion: RefusionState | None = None, **kwargs):
         children = self._modules
         if refusion is not None and "refusion_before" in children:
             hidden_states, refusion = self.refusion_before(hidden_states, refusion, -1)

@@ -82,8 +82,10 @@ def _extended(path: Path, seen: tuple[Path, ...]) -> Node:
         raise RecipeError([f"{path}: extends itself through {' -> '.join(str(p.name) for p in (*seen, here))}"])
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError([f"{path}: cannot be read: {getattr(error, 'strerror', None) or error.reason}"]) from None
+    except OSError as error:
+        raise RecipeError([f"{path}: cannot be read: {error.strerror}"]) from None
+    except UnicodeDecodeError as error:
+        raise RecipeError([f"{path}: byte {error.start} is not UTF-8; save it as UTF-8"]) from None
     tree = _parse(text, str(path))
     base = tree.value.pop("extends", None) if isinstance(tree.value, dict) else None
     if base is None:

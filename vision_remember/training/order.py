@@ -83,5 +83,5 @@ class _Keys(Sequence[Any]):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: Any) -> Key:
+    def __getitem__(self, index: Any) -> Any:
         return self.fingerprint, index

@@ -18,11 +18,11 @@ import yaml
 
 from vision_remember import plugins
 from vision_remember.data.synthetic import families
+from vision_remember.model.parts import PART_NAMES
 from vision_remember.training.located import read
 from vision_remember.training.strict import bind, nearest, number
 
 EMBEDDED = Path(__file__).parents[1] / "foundation" / "weights"
-PARTS = ("encoder", "projector", "refusion", "language_model")
 SCRATCH = "scratch"
 
 
@@ -158,15 +158,15 @@ class TrainingSection:
     def problems(self) -> Iterable[tuple[str, str]]:
         """Parts without a rate, rates of no part, and a cache of features that change."""
         if not self.trainable:
-            yield "trainable", f"is empty: name at least one of {', '.join(PARTS)}"
+            yield "trainable", f"is empty: name at least one of {', '.join(PART_NAMES)}"
         for part in self.trainable:
             if part not in self.learning_rates:
                 yield "learning_rates", f"{part} is trainable but has no learning rate"
-        for part, rate in self.learning_rates.items():
-            if part not in PARTS:
-                yield f"learning_rates.{part}", f"no part is called {part!r}{nearest(part, PARTS)}"
+        for name, rate in self.learning_rates.items():
+            if name not in PART_NAMES:
+                yield f"learning_rates.{name}", f"no part is called {name!r}{nearest(name, PART_NAMES)}"
             if not 0 < rate < 1:
-                yield f"learning_rates.{part}", f"is {rate}: it must be above 0 and below 1"
+                yield f"learning_rates.{name}", f"is {rate}: it must be above 0 and below 1"
         if self.cache_features and "encoder" in self.trainable:
             yield "cache_features", "features of an encoder that is trained cannot be cached: set false or freeze it"
 

@@ -119,7 +119,7 @@ class StageTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         def write(folder: Path) -> None:
-            state.write_state(folder, self.model, self.optimizer.optimizer, self.lr_scheduler)
+            state.write_state(folder, self.model, _inner(self.optimizer), self.lr_scheduler)
             (folder / GENERATORS).write_text(json.dumps(state.rng_state()))
             self.state.save_to_json(str(folder / LOOP))
 
@@ -131,7 +131,7 @@ class StageTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint) -> None:
         if checkpoint is not None:
-            state.read_optimizer(Path(checkpoint), self.model, self.optimizer.optimizer, self.lr_scheduler)
+            state.read_optimizer(Path(checkpoint), self.model, _inner(self.optimizer), self.lr_scheduler)
 
     def _load_rng_state(self, checkpoint) -> None:
         if checkpoint is not None:
@@ -139,6 +139,11 @@ class StageTrainer(Trainer):
 
     def _load_scaler(self, checkpoint) -> None:
         """Neither float32 nor bfloat16 scales the loss."""
+
+
+def _inner(optimizer: Any) -> torch.optim.Optimizer:
+    """The torch optimizer inside accelerate's."""
+    return optimizer.optimizer
 
 
 def arguments(recipe: Recipe, folder: Path) -> TrainingArguments:

@@ -68,14 +68,14 @@ def _must_agree(section: ModelSection, config: VisionRememberConfig) -> None:
         ("projectors", section.projector, config.projector),
         ("refusion", section.refusion, config.refusion),
     ):
-        if plugins.build_config(room, wanted) != plugins.build_config(room, found):
+        if plugins.build_config(room, wanted) != plugins.build_config(room, dict(found or {})):
             raise ValueError(
                 f"model.checkpoint {section.checkpoint} has {room} {found}, the recipe says {wanted}; make them agree"
             )
 
 
 def _modules(names: Iterable[str]) -> list[str]:
-    found = set()
+    found: set[str] = set()
     for name in names:
         steps = name.split(".")
         found.update(".".join(steps[: i + 1]) for i in range(len(steps)))

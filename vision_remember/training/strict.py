@@ -1,8 +1,8 @@
 """From a located tree to frozen dataclasses: every unknown key, wrong type and value out of range, all in one pass.
 
-The annotations of the dataclass are the schema: `int`, `float`, `bool`, `str`, `X | None`, `Literal`, `tuple[X, ...]`, `dict[str, X]`, `Any`
-and nested dataclasses. Ranges stand beside the field (`number(1, minimum=1)`); what concerns several fields is the dataclass's own
-`problems()`, asked only once the fields are well typed.
+The annotations are the schema: `int`, `float`, `bool`, `str`, `X | None`, `Literal`, `tuple[X, ...]`, `dict[str, X]`, `Any` and nested
+dataclasses. Ranges stand beside the field (`number(1, minimum=1)`); what concerns several fields is the dataclass's own `problems()`,
+asked only once the fields are well typed.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils import deterministic
 from tqdm import tqdm
 from transformers import TrainerCallback
 
@@ -195,15 +194,12 @@ def _check_room(folder: Path, parameters: dict[str, dict[str, int]]) -> None:
 
 @contextmanager
 def _deterministic() -> Iterator[None]:
-    before, filled = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
-    if not torch.cuda.is_available():
-        torch.use_deterministic_algorithms(True)
-        deterministic.fill_uninitialized_memory = False
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(before or not torch.cuda.is_available())
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
-        deterministic.fill_uninitialized_memory = filled
 
 
 def _device() -> str:

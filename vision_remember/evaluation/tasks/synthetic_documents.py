@@ -22,20 +22,20 @@ class Config:
         split: `test` has unseen content, `shift` also unseen fonts and sizes.
         seed: of the pages.
         families: names; None for all.
-        per_page: the most questions asked about one page; None asks all.
+        questions: the most questions asked about one page; None asks all.
     """
 
     count: int = 1000
     split: Literal["train", "test", "shift"] = "test"
     seed: int = 0
     families: tuple[str, ...] | None = None
-    per_page: int | None = None
+    questions: int | None = None
 
 
 def questions(config: Config) -> list[Question]:
     """Return the questions of all pages, page by page."""
     samples = SyntheticSamples(
-        config.count, split=config.split, seed=config.seed, families=config.families, questions=config.per_page
+        config.count, split=config.split, seed=config.seed, families=config.families, questions=config.questions
     )
     return [question for index in range(config.count) for question in questions_of(_kept(samples[index]))]
 

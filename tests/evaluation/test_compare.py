@@ -1,0 +1,194 @@
+"""A whole comparison of tiny random models: three rows, two seeds, a handful of pages."""
+
+import copy
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import save_encoder, save_language_model
+from vision_remember.evaluation.compare import compare
+from vision_remember.evaluation.records import read_answers
+
+TIMINGS = ("train_seconds", "prefill_ms")
+INSTRUCT = """\
+name: tiny
+model:
+  vision: {folder}/encoder
+  text: {folder}/language_model
+  projector: {{type: mlp}}
+data:
+  sources:
+    - synthetic: {{count: 6, split: train, seed: 1, questions: 2}}
+training:
+  trainable: [projector, refusion]
+  learning_rates: {{projector: 1.0e-3, refusion: 1.0e-3}}
+  steps: 3
+  batch_size: 2
+  cache_features: true
+"""
+COMPARISON = """\
+name: tiny
+instruct: {folder}/instruct.yaml
+reference: uncompressed
+rows:
+  - name: uncompressed
+    projector: {{type: mlp}}
+  - name: avg_pool
+    projector: {{type: avg_pool, scale: 3}}
+  - name: avg_pool + remember
+    projector: {{type: avg_pool, scale: 3}}
+    refusion: {{type: remember, layers: [0, 2], levels: [1, 3]}}
+evaluation: {{count: 10, splits: [test, shift], questions: 1, batch_size: 4, max_new_tokens: 3}}
+"""
+SEEDS = (0, 1)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with backbones, the training recipe and the comparison."""
+    folder = tmp_path_factory.mktemp("compare")
+    save_encoder(folder / "encoder")
+    save_language_model(folder / "language_model")
+    (folder / "instruct.yaml").write_text(INSTRUCT.format(folder=folder), encoding="utf-8")
+    (folder / "compare.yaml").write_text(COMPARISON.format(folder=folder), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(home: Path) -> dict:
+    """The outcome of an uninterrupted comparison in `home/whole`."""
+    return compare(home / "compare.yaml", seeds=SEEDS, out=home / "whole")
+
+
+def test_results_have_the_promised_shape(results: dict, home: Path) -> None:
+    assert json.loads((home / "whole" / "results.json").read_text()) == results
+    assert [(row["name"], row["seed"], row["split"]) for row in results["rows"]] == [
+        (name, seed, split)
+        for split in ("test", "shift")
+        for seed in SEEDS
+        for name in ("uncompressed", "avg_pool", "avg_pool + remember")
+    ]
+    tokens = {"uncompressed": ("mlp", "none", 36), "avg_pool": ("avg_pool", "none", 4)}
+    tokens["avg_pool + remember"] = ("avg_pool", "remember", 4)
+    for row in results["rows"]:
+        assert (row["projector"], row["refusion"], row["tokens"]) == tokens[row["name"]]
+        assert set(row["scores"]) == {"text", "table", "chart", "form", "layout"}
+        for score in row["scores"].values():
+            assert score["n"] == 2 and len(score["ci95"]) == 2
+        fine = [row["scores"][family]["value"] for family in ("text", "table", "chart", "form")]
+        assert row["mean"] == pytest.approx(sum(fine) / 4)
+        assert row["trainable_parameters"] > 0 and row["train_seconds"] > 0 and row["prefill_ms"] > 0
+    assert set(results["summary"]["recovered"]) == set(results["summary"]["layout"]) == {"avg_pool + remember"}
+    assert results["summary"]["recovered"]["avg_pool + remember"]["reason"]  # random models: nothing to recover
+    assert set(results["curves"]["avg_pool"]) == {"0", "1"} and results["curves"]["avg_pool"]["0"]["step"] == [1, 2, 3]
+
+
+def test_every_row_answered_the_same_pages_and_kept_its_answers(results: dict, home: Path) -> None:
+    asked = {
+        path.parts[-3:-1]: [(one.id, one.question) for one in read_answers(path)]
+        for path in _files(home / "whole", "answers-test.jsonl")
+    }
+    assert len(asked) == 6 and all(len(questions) == 10 for questions in asked.values())
+    assert len({tuple(questions) for questions in asked.values()}) == 1
+
+
+def test_rows_of_a_seed_saw_the_same_samples_and_seeds_another_order(results: dict, home: Path) -> None:
+    runs = [json.loads(path.read_text()) for path in _files(home / "whole", "run.json")]
+    assert len({run["must_agree"]["data"] for run in runs if run["seed"] == 0}) == 1
+    budgets = {path.read_text().split("training:")[1] for path in _files(home / "whole", "recipe.yaml")}
+    assert len(budgets) == 1
+
+
+def test_the_report_shows_pages_with_the_answer_of_each_row(results: dict, home: Path) -> None:
+    page = (home / "whole" / "report.html").read_text(encoding="utf-8")
+    assert page.count('class="page"') == 10  # two of each of five families
+    assert page.count('<li class="') == 30
+    assert not re.search(r"https?:", page)
+
+
+def test_an_interrupted_comparison_goes_on_and_ends_as_if_it_had_not_been(
+    results: dict, home: Path, monkeypatch
+) -> None:
+    out = home / "interrupted"
+    module = sys.modules[compare.__module__]  # the package offers the function under the same name
+    calls, answer = [], module.answer_questions
+
+    def stop_in_the_second_row(*args, **kwargs):
+        calls.append(kwargs["label"])
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return answer(*args, **kwargs)
+
+    monkeypatch.setattr(module, "answer_questions", stop_in_the_second_row)
+    with pytest.raises(KeyboardInterrupt):
+        compare(home / "compare.yaml", seeds=SEEDS, out=out)
+    finished = _stamps(out, "finished.json")
+    assert len(finished) == 1
+    resumed = compare(home / "compare.yaml", seeds=SEEDS, out=out)
+    assert _without_timings(resumed) == _without_timings(results)
+    assert _stamps(out, "finished.json").items() >= finished.items()
+    assert calls.count("uncompressed, test") == 2  # once for each seed: the finished row was not asked again
+
+
+def test_a_finished_comparison_is_only_written_out_again(results: dict, home: Path) -> None:
+    before = {
+        name: _stamps(home / "whole", name) for name in ("finished.json", "answers-test.jsonl", "model.safetensors")
+    }
+    again = compare(home / "compare.yaml", seeds=SEEDS, out=home / "whole")
+    assert _without_timings(again) == _without_timings(results)
+    assert before == {name: _stamps(home / "whole", name) for name in before}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("evaluation.count=20", "evaluation.test.count was 10, is 20"),
+        ("rows.2.refusion.layers=[1]", r"model.refusion.layers was \[0, 2\], is \[1\]"),
+        ("rows.1.overrides={training.weight_decay: 0.1}", "training.weight_decay was 0.0, is 0.1"),
+    ],
+)
+def test_a_changed_recipe_is_refused_before_anything_is_trained(
+    results: dict, home: Path, override: str, said: str
+) -> None:
+    before = _stamps(home / "whole", "*")
+    with pytest.raises(ValueError, match=said + r"(.|\n)*Choose another --out"):
+        compare(home / "compare.yaml", seeds=SEEDS, out=home / "whole", overrides=[override])
+    assert _stamps(home / "whole", "*") == before
+
+
+def test_other_weights_under_the_same_path_are_a_changed_recipe(results: dict, home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home, tmp_path / "home")
+    moved = tmp_path / "home"
+    for recipe in ("instruct.yaml", "compare.yaml"):
+        (moved / recipe).write_text((moved / recipe).read_text().replace(str(home), str(moved)))
+    for row in _files(moved / "whole", "row.json"):
+        row.write_text(row.read_text().replace(str(home), str(moved)))
+    save_language_model(moved / "language_model", seed=1)
+    with pytest.raises(ValueError, match="weights.text was"):
+        compare(moved / "compare.yaml", seeds=SEEDS, out=moved / "whole")
+
+
+def test_seeds_are_given_once_each(home: Path) -> None:
+    with pytest.raises(ValueError, match="each once"):
+        compare(home / "compare.yaml", seeds=(0, 0), out=home / "never")
+    assert not (home / "never").exists()
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    return sorted(path for path in folder.rglob(pattern) if path.is_file())
+
+
+def _stamps(folder: Path, pattern: str) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in _files(folder, pattern)}
+
+
+def _without_timings(results: dict) -> dict:
+    plain = copy.deepcopy(results)
+    for row in plain["rows"]:
+        for name in TIMINGS:
+            del row[name]
+    return plain

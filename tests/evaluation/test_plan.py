@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+
+from vision_remember.evaluation.plan import load_comparison
+
+PLAN = """\
+name: small
+instruct: instruct.yaml
+reference: uncompressed
+rows:
+  - name: uncompressed
+    projector: {type: mlp}
+  - name: pooled
+    projector: {type: avg_pool, scale: 3}
+  - name: pooled + remember
+    projector: {type: avg_pool, scale: 3}
+    refusion: {type: remember}
+  - name: pooled + remember, frozen
+    projector: {type: avg_pool, scale: 3}
+    refusion: {type: remember}
+    overrides: {training.warmup_ratio: 0.1}
+evaluation: {count: 20, splits: [test, shift]}
+"""
+
+
+def test_the_twin_of_a_row_has_its_projector_and_overrides_and_no_refusion(tmp_path: Path) -> None:
+    plan = load_comparison(_write(tmp_path, PLAN.replace(", frozen", " frozen")))
+    twins = {row.name: plan.compressed_twin(row) for row in plan.rows if row.refusion["type"] != "none"}
+    assert twins == {"pooled + remember": "pooled", "pooled + remember frozen": None}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "reference: uncompressed",
+            "reference: uncompresed",
+            r"3: reference: no row is called 'uncompresed'; did you mean 'uncompressed'",
+        ),
+        ("reference: uncompressed", "reference: pooled + remember", r"must have the re-fusion none"),
+        ("  - name: pooled\n", "  - name: uncompressed\n", r"rows.1.name: 'uncompressed' is taken by another row"),
+        ("name: uncompressed", "name: ../up", r"'../up' must be words of letters"),
+        (
+            "training.warmup_ratio: 0.1",
+            "training.steps: 9",
+            r"overrides.training.steps: all rows share data, order and budget",
+        ),
+        ("training.warmup_ratio: 0.1", "data: {}", r"overrides.data: all rows share data, order and budget"),
+        ("training.warmup_ratio: 0.1", "training: {}", r"overrides.training: all rows share data, order and budget"),
+        ("training.warmup_ratio: 0.1", "model.text: x", r"say it with the row's projector, refusion or checkpoint"),
+        ("count: 20", "count: 4", r"4 pages cannot cover 5 families"),
+        ("count: 20", "count: 20, coarse: [text]", r"a family stands twice"),
+        ("count: 20", "coutn: 20", r"unknown key 'evaluation.coutn'; did you mean 'count'"),
+    ],
+)
+def test_a_wrong_comparison_is_refused_with_its_place(tmp_path: Path, old: str, new: str, said: str) -> None:
+    text = PLAN.replace(", frozen", " frozen")
+    assert old in text
+    with pytest.raises(ValueError, match=said):
+        load_comparison(_write(tmp_path, text.replace(old, new, 1)))
+
+
+def _write(folder: Path, text: str) -> Path:
+    path = folder / "compare.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path

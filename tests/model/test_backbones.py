@@ -1,0 +1,107 @@
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, CLIPConfig, CLIPModel, CLIPVisionModel, Gemma2Config, Gemma2ForCausalLM
+
+from tests.model.conftest import AVG_POOL, NONE, V1
+from tests.tiny import build_tokenizer, save_encoder, save_language_model
+from vision_remember.model import VisionRememberForConditionalGeneration, VisionRememberProcessor
+
+from_backbones = VisionRememberForConditionalGeneration.from_backbones
+
+
+def test_a_missing_image_token_is_added_with_the_mean_embedding(backbones, build):
+    model, language_model = build(NONE), AutoModelForCausalLM.from_pretrained(backbones[1])
+    old = language_model.get_input_embeddings().weight
+    new = model.get_input_embeddings().weight
+    assert model.config.image_token_id == len(old) == model.config.text_config.vocab_size - 1
+    assert torch.equal(new[: len(old)], old)
+    assert torch.equal(new[-1], old.mean(0))
+    assert model.lm_head.weight is new  # tied, as in the backbone
+
+
+@pytest.mark.parametrize(("vision", "prefix"), [("clip", 1), ("siglip", 0)])
+@pytest.mark.parametrize(("text", "tied"), [("qwen2", False), ("llama", True)])
+def test_families_of_encoders_and_language_models_join(tmp_path, vision, prefix, text, tied):
+    encoder = save_encoder(tmp_path / "vision", vision)
+    language_model = save_language_model(tmp_path / "text", text, tied=tied)
+    model = from_backbones(encoder, language_model, projector=AVG_POOL, refusion=V1)
+    processor = VisionRememberProcessor.from_backbones(encoder, language_model, model.config)
+    assert model.config.num_prefix_tokens == prefix
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
+    inputs = processor(text="What?", images=processor.canvases([_red()]))
+    logits = model(**inputs).logits
+    model.save_pretrained(tmp_path / "joined")
+    again = VisionRememberForConditionalGeneration.from_pretrained(tmp_path / "joined")
+    assert torch.equal(again(**inputs).logits, logits)
+
+
+def test_encoder_levels_are_the_plain_hidden_states_without_the_class_token(backbones, build):
+    model = build(V1)
+    pixels = torch.randn(2, 3, 48, 48)
+    tower = CLIPVisionModel.from_pretrained(backbones[0])
+    states = tower(pixels, output_hidden_states=True).hidden_states
+    expected = torch.stack([states[index][:, 1:] for index in model.encoder_level_indices], dim=1)
+    assert model.encoder_level_indices == (2, 3)
+    assert torch.equal(model.encode(pixels), expected)
+
+
+def test_the_vision_half_of_a_whole_clip_is_found(tmp_path, backbones):
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2}
+    vision = {**shape, "image_size": 48, "patch_size": 8}
+    clip = CLIPModel(CLIPConfig(vision_config=vision, text_config={**shape, "vocab_size": 32}, projection_dim=8))
+    clip.save_pretrained(tmp_path)
+    model = from_backbones(tmp_path, backbones[1], projector=AVG_POOL)
+    weight = clip.vision_model.encoder.layers[0].mlp.fc1.weight
+    assert torch.equal(model.model.vision_tower.encoder.layers[0].mlp.fc1.weight, weight)
+
+
+def test_one_seed_starts_a_projector_alike_beside_every_refusion_method(backbones):
+    none, remember = (
+        from_backbones(*backbones, projector=AVG_POOL, refusion=refusion, seed=3) for refusion in (NONE, V1)
+    )
+    for (name, left), (_, right) in zip(none.parts()["projector"], remember.parts()["projector"], strict=True):
+        assert torch.equal(left, right), name
+    other = from_backbones(*backbones, projector=AVG_POOL, seed=4)
+    assert not torch.equal(other.parts()["projector"][0][1], none.parts()["projector"][0][1])
+
+
+def test_the_global_random_state_is_left_alone(backbones):
+    before = torch.random.get_rng_state()
+    from_backbones(*backbones, projector=AVG_POOL, refusion=V1)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_missing_weights_of_a_backbone_are_an_error(tmp_path, backbones):
+    encoder = save_encoder(tmp_path / "clip")
+    weights = load_file(encoder / "model.safetensors")
+    lost = next(name for name in weights if name.endswith("layers.2.mlp.fc1.weight"))
+    del weights[lost]
+    save_file(weights, encoder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lacks 1 weights of CLIPVisionModel"):
+        from_backbones(encoder, backbones[1])
+
+
+def test_a_language_model_that_bends_its_logits_is_refused(tmp_path, backbones):
+    tokenizer = build_tokenizer()
+    config = Gemma2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        final_logit_softcapping=0.1,
+        pad_token_id=0,
+    )
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="Gemma2ForCausalLM computes its logits differently"):
+        from_backbones(backbones[0], tmp_path)
+
+
+def _red():
+    from PIL import Image
+
+    return Image.new("RGB", (48, 48), (200, 20, 20))

@@ -1,0 +1,312 @@
+"""Vision Remember against a plain re-derivation in loops, and the rules that it must keep."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from tests.refusion.scene import (
+    BACKBONES,
+    COARSE,
+    FINE,
+    GUIDANCE,
+    IMAGES,
+    V,
+    build,
+    features,
+    hidden_states,
+    state_of,
+    wake,
+)
+from vision_remember.geometry import Grid, VisionFeatures
+
+V1 = {}
+V2 = {"bidirectional": True, "guidance": True}
+
+
+def woken(**options):
+    """A method, one of its layers at work, and everything in float64."""
+    refusion = build("remember", **options)
+    return (
+        refusion,
+        wake(refusion.insertion(0)).double(),
+        hidden_states(torch.float64),
+        features(refusion, torch.float64),
+    )
+
+
+def rms(x, weight):
+    return x / torch.sqrt((x * x).mean() + 1e-6) * weight
+
+
+def softmax_mean(scores, values):
+    weights = [torch.exp(score) for score in scores]
+    return sum(weight / sum(weights) * value for weight, value in zip(weights, values, strict=True))
+
+
+def heads_of(attention, query, keys, bias=None):
+    """Attention of one query over a list of keys, head by head, as the equation says."""
+    width = BACKBONES.head_width
+    q = attention.q.weight @ query
+    ks, vs = [attention.k.weight @ key for key in keys], [attention.v.weight @ key for key in keys]
+    seen = []
+    for head in range(len(q) // width):
+        shared = head * len(ks[0]) // len(q)  # the key head of this head
+        mine, its = slice(head * width, (head + 1) * width), slice(shared * width, (shared + 1) * width)
+        scores = [q[mine] @ k[its] / math.sqrt(width) for k in ks]
+        if bias is not None:
+            scores = [score + b[head] for score, b in zip(scores, bias, strict=True)]
+        seen.append(softmax_mean(scores, [v[its] for v in vs]))
+    return attention.out.weight @ torch.cat(seen)
+
+
+def window_of(token, margin):
+    """Patches of a token's window, each with its offset from the window's start, and the window's sides."""
+    row, column = divmod(token, COARSE.width)
+
+    def span(cell, fine, coarse):
+        return math.floor(cell * fine / coarse) - margin, math.ceil((cell + 1) * fine / coarse) + margin
+
+    (top, bottom), (left, right) = span(row, FINE.height, COARSE.height), span(column, FINE.width, COARSE.width)
+    for h in range(max(top, 0), min(bottom, FINE.height)):
+        for w in range(max(left, 0), min(right, FINE.width)):
+            yield h * FINE.width + w, (h - top, w - left), (bottom - top, right - left)
+
+
+def by_loops(refusion, child, hidden, seen):
+    """The whole layer for every image and token, written from the docstring of the module."""
+    out, side = hidden.clone(), refusion.config.position_side
+    for image, (row, start) in enumerate(IMAGES):
+        tokens = [hidden[row, start + token] for token in range(V)]
+        attention = child.self_attention
+        if attention is not None:
+            context = [rms(token, attention.norm.weight) for token in tokens]
+            if refusion.config.guidance:
+                text = [hidden[r, a:b].mean(0) for r, a, b in GUIDANCE[image : image + 1]]
+                context.append(rms(text[0] if text else attention.no_text, attention.norm.weight))
+            heard = [heads_of(attention, rms(token, attention.norm.weight), context) for token in tokens]
+            tokens = [token + what for token, what in zip(tokens, heard, strict=True)]
+        attention = child.cross_attention
+        for number, token in enumerate(tokens):
+            keys, bias = [], []
+            for patch, offset, sides in window_of(number, refusion.config.margin):
+                levels = [seen.level(index)[image, patch] for index in refusion.levels]
+                keys.append(torch.cat([(x - x.mean()) / torch.sqrt(x.var(unbiased=False) + 1e-5) for x in levels]))
+                at = [math.floor((d + 0.5) * side / s) for d, s in zip(offset, sides, strict=True)]
+                bias.append(attention.position[at[0] * side + at[1]])
+            token = token + heads_of(attention, rms(token, attention.norm.weight), keys, bias)
+            if child.ffn is not None:
+                inner = child.ffn.up.weight @ rms(token, child.ffn.norm.weight)
+                token = token + child.ffn.out.weight @ (inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2))))
+            out[row, start + number] = token
+    return out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        V1,
+        V2,
+        {"bidirectional": True, "ffn_ratio": 0.0},
+        {"margin": 1, "position_side": 3, "levels": (4, 1, -2)},
+        {"num_heads": 6, "num_kv_heads": 3, "ffn_ratio": 2.5, **V2},
+    ],
+    ids=str,
+)
+def test_a_layer_is_what_the_loops_say_with_its_gradients(options):
+    refusion, child, hidden, seen = woken(**options)
+    results = []
+    for run in (lambda h: child(h, state_of(refusion, seen), 0)[0], lambda h: by_loops(refusion, child, h, seen)):
+        child.zero_grad()
+        leaf = hidden.clone().requires_grad_()
+        out = run(leaf)
+        out.backward(torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out))
+        results.append((out, leaf.grad, *(parameter.grad for parameter in child.parameters())))
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("options", [V1, {**V2, "margin": 1}], ids=str)
+def test_gradients_agree_with_finite_differences(options):
+    refusion, child, hidden, seen = woken(**options, num_heads=2, num_kv_heads=1)
+    parameters = {
+        name: parameter for name, parameter in child.named_parameters() if "norm" in name or "position" in name
+    }
+    state = state_of(refusion, seen)
+
+    def run(x, rows, *values):
+        named = dict(zip(parameters, values, strict=True))
+        return torch.func.functional_call(child, named, (x, dataclasses.replace(state, rows=rows), 0))[0]
+
+    inputs = [hidden.requires_grad_(), state.rows.clone().requires_grad_(), *parameters.values()]
+    assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("margin", [0, 1])
+def test_a_token_sees_its_own_window_and_no_other_patch(margin):
+    refusion, child, hidden, seen = woken(margin=margin)
+    for level in seen.levels.values():
+        level.requires_grad_()
+    out, _ = child(hidden, state_of(refusion, seen), 0)
+    for image, (row, start) in enumerate(IMAGES):
+        for token in range(V):
+            grads = torch.autograd.grad(
+                out[row, start + token].square().sum(), list(seen.levels.values()), retain_graph=True
+            )
+            touched = sum(grad.abs().sum(-1) for grad in grads).nonzero().tolist()
+            assert touched == [[image, patch] for patch in sorted(patch for patch, *_ in window_of(token, margin))]
+
+
+def test_padding_patches_are_never_seen():
+    refusion, child, hidden, seen = woken(margin=1)
+    valid = torch.rand(3, FINE.num_cells, generator=torch.Generator().manual_seed(3)) < 0.7
+    masked = dataclasses.replace(seen, valid=valid)
+    out, _ = child(hidden, state_of(refusion, masked), 0)
+    other = {index: torch.where(valid[..., None], level, 100.0) for index, level in seen.levels.items()}
+    assert torch.equal(child(hidden, state_of(refusion, dataclasses.replace(masked, levels=other)), 0)[0], out)
+    assert not torch.equal(child(hidden, state_of(refusion, seen), 0)[0], out)
+
+
+def test_the_guide_is_the_user_text_and_nothing_later():
+    refusion, child, hidden, seen = woken(**V2)
+    state = state_of(refusion, seen)
+    out, _ = child(hidden, state, 0)
+    row, start, end = GUIDANCE[0]
+    later = hidden.clone()
+    later[row, end:] += 1.0
+    assert torch.equal(child(later, state, 0)[0][row, :end], out[row, :end])
+    asked = hidden.clone()
+    asked[row, start:end] += torch.randn(end - start, hidden.shape[2], dtype=torch.float64)
+    moved = (child(asked, state, 0)[0] != out).any(-1)
+    image_row, first = IMAGES[0]
+    assert moved[image_row, first : first + V].all() and not moved[1:].any()
+
+
+def test_images_are_independent_of_their_batch_and_of_each_other():
+    refusion, child, hidden, seen = woken(**V2)
+    state = state_of(refusion, seen)
+    out, _ = child(hidden, state, 0)
+    for image, (row, start) in enumerate(IMAGES):
+        own = slice(image * V, (image + 1) * V)
+        per_token = {name: getattr(state, name)[own] for name in ("rows", "valid", "place", "index", "count")}
+        alone = dataclasses.replace(
+            state,
+            **per_token,
+            position=torch.arange(start, start + V),
+            image=torch.zeros(V, dtype=torch.long),
+            batch_row=torch.zeros(1, dtype=torch.long),
+            guidance=state.guidance[image : image + 1],
+        )
+        got, _ = child(hidden[row : row + 1], alone, 0)
+        torch.testing.assert_close(got[0, start : start + V], out[row, start : start + V], rtol=1e-12, atol=1e-12)
+
+
+def test_images_of_different_sizes_share_a_call():
+    refusion, child, hidden, seen = woken(**V2)
+    state = state_of(refusion, seen)
+    kept = torch.tensor([i for i in range(3 * V) if not V + 2 <= i < 2 * V])  # image 1 has two tokens
+    per_token = {name: getattr(state, name)[kept] for name in ("position", "rows", "valid", "place", "image", "index")}
+    count = torch.tensor([V] * V + [2] * 2 + [V] * V)
+    mixed = dataclasses.replace(state, **per_token, count=count)
+    mixed.check_whole_images()
+    got, _ = child(hidden, mixed, 0)
+    full, _ = child(hidden, state, 0)
+    assert torch.equal(got[0], full[0]) and torch.equal(got[2, 10:16], full[2, 10:16])
+    assert not torch.equal(got[2, :2], full[2, :2])
+
+
+def test_a_chunk_that_cuts_an_image_is_refused_with_both_numbers():
+    refusion = build("remember", **V2)
+    state = state_of(refusion)
+    assert refusion.needs_whole_images and not build("remember").needs_whole_images
+    state.check_whole_images()
+    per_token = ("position", "rows", "valid", "place", "image", "index", "count")
+    cut = dataclasses.replace(state, **{name: getattr(state, name)[: V + 2] for name in per_token})
+    with pytest.raises(ValueError, match="2 of the 6 vision tokens of image 1.*larger chunks"):
+        cut.check_whole_images()
+
+
+def test_without_the_self_attention_a_chunk_may_cut_an_image():
+    refusion, child, hidden, seen = woken()
+    state = state_of(refusion, seen)
+    whole, _ = child(hidden, state, 0)
+    per_token = ("position", "rows", "valid", "place", "image", "index", "count")
+    for part in (slice(0, V + 2), slice(V + 2, None)):
+        hidden, _ = child(
+            hidden, dataclasses.replace(state, **{name: getattr(state, name)[part] for name in per_token}), 0
+        )
+    torch.testing.assert_close(hidden, whole, rtol=1e-12, atol=1e-12)
+
+
+def test_attention_weights_come_back_when_asked_for():
+    refusion, child, hidden, seen = woken()
+    state = state_of(refusion, seen)
+    quiet, _ = child(hidden, state, 5)
+    state = dataclasses.replace(state, attentions={})
+    loud, _ = child(hidden, state, 5)
+    weights = state.attentions[5]
+    assert weights.shape == (3 * V, BACKBONES.num_heads, state.valid.shape[1])
+    torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
+    torch.testing.assert_close(loud, quiet)
+
+
+def test_position_in_the_window_starts_neutral_and_can_be_learned():
+    refusion = build("remember")
+    child = refusion.insertion(0)
+    assert not child.cross_attention.position.any()
+    state = state_of(refusion)
+    assert state.place[0][state.valid[0]].unique().numel() == state.valid[0].sum()
+
+
+def test_a_module_that_is_not_zero_initialised_acts_at_once():
+    refusion = build("remember", zero_init=False)
+    hidden = hidden_states()
+    assert not torch.equal(refusion.insertion(0)(hidden, state_of(refusion), 0)[0], hidden)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "encoder", "layers", "levels"),
+    [
+        (28, 24, (0, 4, 9), (13, 18, 23)),
+        (6, 6, (0, 1, 2), (3, 4, 5)),
+        (2, 2, (0,), (1,)),
+        (24, 27, (0, 4, 8), (14, 20, 25)),
+    ],
+)
+def test_the_default_layers_and_levels_scale_with_the_backbones(decoder, encoder, layers, levels):
+    remember = type(build("remember"))
+    backbones = dataclasses.replace(BACKBONES, decoder_layers=decoder, encoder_layers=encoder)
+    refusion = remember(build("remember").config, backbones)
+    assert refusion.layers == layers and refusion.levels == levels
+
+
+def test_memory_of_a_frozen_encoder_needs_no_gradient():
+    refusion = build("remember")
+    assert not refusion.memory(features(refusion), COARSE).rows.requires_grad
+    assert not list(refusion.parameters())
+
+
+def test_tokens_that_outnumber_the_patches_are_refused():
+    refusion = build("remember")
+    seen = VisionFeatures(levels={index: torch.zeros(1, 4, 6) for index in refusion.levels}, grid=Grid(2, 2))
+    with pytest.raises(ValueError, match="3x3.*2x2"):
+        refusion.memory(seen, Grid(3, 3))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"guidance": True}, "set bidirectional: true"),
+        ({"layers": ()}, "type: none"),
+        ({"levels": ()}, "type: none"),
+        ({"margin": -1}, "margin is at least 0, got -1"),
+        ({"position_side": 0}, "position_side is at least 1, got 0"),
+        ({"num_heads": 0}, "num_heads is at least 1, got 0"),
+        ({"ffn_ratio": -0.5}, "ffn_ratio is at least 0, got -0.5"),
+        ({"num_heads": 3}, "3 attention heads cannot share 2 key heads"),
+    ],
+)
+def test_impossible_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        build("remember", **options)
