@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vision_remember.data.strict_json import JSONError, line_records, list_records, parse, place
@@ -18,6 +18,8 @@ VALUES = st.recursive(
     max_leaves=12,
 )
 
+quick = settings(deadline=None, max_examples=40, database=None)
+
 
 def refusal(function, data: bytes) -> JSONError:
     with pytest.raises(JSONError) as caught:
@@ -30,6 +32,7 @@ def records(data: bytes, find=list_records) -> list:
     return [parse(data[start:end]) for start, end in zip(spans[::2], spans[1::2], strict=True)]
 
 
+@quick
 @given(st.lists(VALUES, max_size=5), st.sampled_from([None, 1]), st.booleans(), st.sampled_from(["\n", "\r\n"]))
 def test_records_found_by_position_equal_the_file_parsed_whole(values, indent, ascii_only, newline):
     text = json.dumps(values, indent=indent, ensure_ascii=ascii_only)
@@ -42,6 +45,7 @@ def test_records_found_by_position_equal_the_file_parsed_whole(values, indent, a
     assert records(b"\xef\xbb\xbf" + data + b"\n") == expected
 
 
+@quick
 @given(st.lists(VALUES.filter(lambda value: value is not None), max_size=5), st.sampled_from([b"\n", b"\r\n", b"\n\n"]))
 def test_lines_found_by_position_equal_the_lines_parsed_alone(values, newline):
     data = newline.join(json.dumps(value).encode() for value in values)
@@ -49,6 +53,7 @@ def test_lines_found_by_position_equal_the_lines_parsed_alone(values, newline):
     assert records(b"\xef\xbb\xbf" + data + newline, line_records) == values
 
 
+@quick
 @given(st.binary(max_size=60))
 def test_any_bytes_are_parsed_or_refused_with_the_one_error(data):
     for function in (

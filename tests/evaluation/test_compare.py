@@ -4,7 +4,6 @@ import copy
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -110,28 +109,23 @@ def test_the_report_shows_pages_with_the_answer_of_each_row(results: dict, home:
     assert not re.search(r"https?:", page)
 
 
-def test_an_interrupted_comparison_goes_on_and_ends_as_if_it_had_not_been(
-    results: dict, home: Path, monkeypatch
-) -> None:
+def test_an_interrupted_comparison_goes_on_and_ends_as_if_it_had_not_been(results: dict, home: Path) -> None:
     out = home / "interrupted"
-    module = sys.modules[compare.__module__]  # the package offers the function under the same name
-    calls, answer = [], module.answer_questions
-
-    def stop_in_the_second_row(*args, **kwargs):
-        calls.append(kwargs["label"])
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return answer(*args, **kwargs)
-
-    monkeypatch.setattr(module, "answer_questions", stop_in_the_second_row)
-    with pytest.raises(KeyboardInterrupt):
-        compare(home / "compare.yaml", seeds=SEEDS, out=out)
-    finished = _stamps(out, "finished.json")
-    assert len(finished) == 1
+    shutil.copytree(home / "whole", out)
+    for name in ("results.json", "report.html"):
+        (out / name).unlink()
+    shutil.rmtree(out / "rows" / "avg_pool_+_remember" / "seed-1")  # never begun
+    trained, killed = (out / "rows" / name / "seed-1" for name in ("avg_pool", "uncompressed"))
+    for name in ("finished.json", "answers-test.jsonl", "answers-shift.jsonl"):
+        (trained / name).unlink()  # stopped while it answered
+    for path in killed.iterdir():
+        shutil.rmtree(path) if path.is_dir() else None if path.name == "row.json" else path.unlink()  # just begun
+    finished, models = _stamps(out, "finished.json"), _stamps(trained, "model.safetensors")
+    assert len(finished) == 3
     resumed = compare(home / "compare.yaml", seeds=SEEDS, out=out)
     assert _without_timings(resumed) == _without_timings(results)
     assert _stamps(out, "finished.json").items() >= finished.items()
-    assert calls.count("uncompressed, test") == 2  # once for each seed: the finished row was not asked again
+    assert _stamps(trained, "model.safetensors") == models
 
 
 def test_a_finished_comparison_is_only_written_out_again(results: dict, home: Path) -> None:

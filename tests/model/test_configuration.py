@@ -8,7 +8,13 @@ from vision_remember.model import VisionRememberConfig
 from vision_remember.model.configuration import resolve_levels
 
 VISION = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 48, "patch_size": 8}
-TEXT = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 64}
+TEXT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+}
 
 
 def make(vision=None, text=None, **options) -> VisionRememberConfig:
@@ -48,7 +54,7 @@ def test_any_registered_pair_is_accepted(vision, text):
     ],
 )
 def test_a_wrong_option_is_refused_before_any_weight_exists(options, message):
-    with pytest.raises(Exception, match=message):
+    with pytest.raises(ValueError, match=message):
         make(**options)
 
 
@@ -56,7 +62,7 @@ def test_a_wrong_option_in_a_saved_config_is_refused(tmp_path):
     make(refusion={"type": "remember"}).save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(path.read_text().replace('"remember"', '"remembers"'))
-    with pytest.raises(Exception, match="remember"):
+    with pytest.raises(ValueError, match="remember"):
         VisionRememberConfig.from_pretrained(tmp_path)
 
 

@@ -25,6 +25,17 @@ def test_images_may_stand_beside_the_messages(engine):
     assert engine.answer([Request(empty, [page(1)])]) == engine.answer([Request(ask("What?", page(1)))])
 
 
+def test_asking_about_a_file_spells_the_question_as_training_data_does(engine, tmp_path):
+    page(1).save(tmp_path / "page.png")
+    expected = engine.answer([Request(ask("\nWhat?", page(1)))])[0].text
+    assert engine.ask(tmp_path / "page.png", "What?") == engine.ask(page(1), "What?") == expected
+
+
+def test_an_unknown_embedded_model_is_refused():
+    with pytest.raises(ValueError, match="embedded/nothing is not in the package"):
+        Engine.load("embedded/nothing")
+
+
 def test_progress_counts_requests(engine):
     seen: list[int] = []
     engine.answer([Request(ask("Hi"))] * 5, max_new_tokens=1, batch_size=2, progress=seen.append)

@@ -26,10 +26,10 @@ def test_it_survives_saving_and_loading(processor, tmp_path):
 
 
 def test_serving_sees_the_ids_and_pixels_that_training_sees(processor):
-    image, question = page(1), "What is the total?"
+    image, question = page(1), "\nWhat is the total?"
     trained = processor.encode(answered(question, "42", image))
     served = processor.apply_chat_template(ask(question, image), **PROMPT)
-    called = processor(text=question, images=image)
+    called = processor(text="What is the total?", images=image)
     length = served["input_ids"].shape[1]
     assert served["input_ids"][0].tolist() == trained.input_ids[:length]
     assert torch.equal(served["pixel_values"], trained.pixel_values)
@@ -137,7 +137,7 @@ def test_a_broken_image_is_named_by_its_place(processor):
 )
 def test_a_page_is_fitted_whole_onto_the_canvas(processor, size, place):
     assert fit(size, (48, 48)) == place
-    [canvas] = processor.canvases([Image.new("RGB", size, (250, 0, 0))])
+    (canvas,) = processor.canvases([Image.new("RGB", size, (250, 0, 0))])
     left, top, width, height = place
     assert canvas.size == (48, 48)
     assert canvas.getpixel((left, top)) == canvas.getpixel((left + width - 1, top + height - 1)) == (250, 0, 0)

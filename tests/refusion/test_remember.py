@@ -1,11 +1,11 @@
 """Vision Remember against a plain re-derivation in loops, and the rules that it must keep."""
 
 import dataclasses
-import math
 
 import pytest
 import torch
 
+from tests.refusion.rederivation import by_loops, window_of
 from tests.refusion.scene import (
     BACKBONES,
     COARSE,
@@ -34,73 +34,6 @@ def woken(**options):
         hidden_states(torch.float64),
         features(refusion, torch.float64),
     )
-
-
-def rms(x, weight):
-    return x / torch.sqrt((x * x).mean() + 1e-6) * weight
-
-
-def softmax_mean(scores, values):
-    weights = [torch.exp(score) for score in scores]
-    return sum(weight / sum(weights) * value for weight, value in zip(weights, values, strict=True))
-
-
-def heads_of(attention, query, keys, bias=None):
-    """Attention of one query over a list of keys, head by head, as the equation says."""
-    width = BACKBONES.head_width
-    q = attention.q.weight @ query
-    ks, vs = [attention.k.weight @ key for key in keys], [attention.v.weight @ key for key in keys]
-    seen = []
-    for head in range(len(q) // width):
-        shared = head * len(ks[0]) // len(q)  # the key head of this head
-        mine, its = slice(head * width, (head + 1) * width), slice(shared * width, (shared + 1) * width)
-        scores = [q[mine] @ k[its] / math.sqrt(width) for k in ks]
-        if bias is not None:
-            scores = [score + b[head] for score, b in zip(scores, bias, strict=True)]
-        seen.append(softmax_mean(scores, [v[its] for v in vs]))
-    return attention.out.weight @ torch.cat(seen)
-
-
-def window_of(token, margin):
-    """Patches of a token's window, each with its offset from the window's start, and the window's sides."""
-    row, column = divmod(token, COARSE.width)
-
-    def span(cell, fine, coarse):
-        return math.floor(cell * fine / coarse) - margin, math.ceil((cell + 1) * fine / coarse) + margin
-
-    (top, bottom), (left, right) = span(row, FINE.height, COARSE.height), span(column, FINE.width, COARSE.width)
-    for h in range(max(top, 0), min(bottom, FINE.height)):
-        for w in range(max(left, 0), min(right, FINE.width)):
-            yield h * FINE.width + w, (h - top, w - left), (bottom - top, right - left)
-
-
-def by_loops(refusion, child, hidden, seen):
-    """The whole layer for every image and token, written from the docstring of the module."""
-    out, side = hidden.clone(), refusion.config.position_side
-    for image, (row, start) in enumerate(IMAGES):
-        tokens = [hidden[row, start + token] for token in range(V)]
-        attention = child.self_attention
-        if attention is not None:
-            context = [rms(token, attention.norm.weight) for token in tokens]
-            if refusion.config.guidance:
-                text = [hidden[r, a:b].mean(0) for r, a, b in GUIDANCE[image : image + 1]]
-                context.append(rms(text[0] if text else attention.no_text, attention.norm.weight))
-            heard = [heads_of(attention, rms(token, attention.norm.weight), context) for token in tokens]
-            tokens = [token + what for token, what in zip(tokens, heard, strict=True)]
-        attention = child.cross_attention
-        for number, token in enumerate(tokens):
-            keys, bias = [], []
-            for patch, offset, sides in window_of(number, refusion.config.margin):
-                levels = [seen.level(index)[image, patch] for index in refusion.levels]
-                keys.append(torch.cat([(x - x.mean()) / torch.sqrt(x.var(unbiased=False) + 1e-5) for x in levels]))
-                at = [math.floor((d + 0.5) * side / s) for d, s in zip(offset, sides, strict=True)]
-                bias.append(attention.position[at[0] * side + at[1]])
-            token = token + heads_of(attention, rms(token, attention.norm.weight), keys, bias)
-            if child.ffn is not None:
-                inner = child.ffn.up.weight @ rms(token, child.ffn.norm.weight)
-                token = token + child.ffn.out.weight @ (inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2))))
-            out[row, start + number] = token
-    return out
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import pytest
 
 from vision_remember.training import checkpoint
 
+NUM_CALLS = 10  # fsync, rename and replace calls of one save; a test below counts them
+
 
 class Killed(BaseException):
     """Stands for a kill: no handler of ours may catch it, so nothing is cleaned up."""
@@ -36,7 +38,7 @@ def kill_at(monkeypatch, call: int) -> None:
         monkeypatch.setattr(os, name, counted(getattr(os, name)))
 
 
-@pytest.mark.parametrize("call", range(10))
+@pytest.mark.parametrize("call", range(NUM_CALLS))
 def test_a_kill_at_any_point_leaves_the_newest_complete_checkpoint(tmp_path, monkeypatch, call):
     checkpoint.save(tmp_path, 1, write, facts={})
     with monkeypatch.context() as patch:
@@ -56,7 +58,7 @@ def test_a_kill_at_any_point_leaves_the_newest_complete_checkpoint(tmp_path, mon
 def test_the_kills_above_cover_the_whole_protocol(tmp_path, monkeypatch):
     checkpoint.save(tmp_path, 1, write, facts={})
     with monkeypatch.context() as patch:
-        kill_at(patch, 9)
+        kill_at(patch, NUM_CALLS)
         checkpoint.save(tmp_path, 2, write, facts={})
 
 

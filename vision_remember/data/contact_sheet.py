@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ MARGIN = 12
 FONT_SIZE = 12
 LINE = 15
 NUM_TURNS = 3  # questions shown of one sample
+MAX_LETTERS = 1000  # of one text
 INK, ANSWER, BAD, PAPER = (30, 30, 30), (0, 90, 160), (180, 0, 0), (255, 255, 255)
 EVIDENCE = ((220, 60, 20), (20, 130, 60), (120, 60, 180))  # one colour a question
 
@@ -72,7 +73,8 @@ def _cell(samples: SampleSequence, index: int, font: ImageFont.FreeTypeFont | Im
         page = _page(sample) if sample.images else None
     except DataError as error:
         return _Cell(page=None, lines=tuple((line, BAD) for line in _wrap(str(error), font, 8)))
-    lines = [(sample.id if sample.family is None else f"{sample.id} ({sample.family})", INK)]
+    title = sample.id if sample.family is None else f"{sample.id} ({sample.family})"
+    lines = [(line, INK) for line in _wrap(title, font, 1)]
     talk = [turn for turn in sample.turns if turn.role != "system"]
     for number, (question, answer) in enumerate(zip(talk[::2][:NUM_TURNS], talk[1::2], strict=False)):
         colour = EVIDENCE[number] if sample.evidence else ANSWER
@@ -80,7 +82,7 @@ def _cell(samples: SampleSequence, index: int, font: ImageFont.FreeTypeFont | Im
         lines += [(line, colour) for line in _wrap(f"A: {answer.text.strip()}", font, 2)]
     if len(talk) > 2 * NUM_TURNS:
         lines.append((f"and {len(talk) // 2 - NUM_TURNS} more questions", INK))
-    return _Cell(page=page, lines=tuple((next(iter(_wrap(line, font, 1)), ""), colour) for line, colour in lines))
+    return _Cell(page=page, lines=tuple(lines))
 
 
 def _page(sample: Sample) -> Image.Image:
@@ -95,22 +97,21 @@ def _page(sample: Sample) -> Image.Image:
     return page
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, most: int) -> Iterator[str]:
+def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, most: int) -> list[str]:
     """At most `most` lines that fit the width of a page, the last one marked where text is left out."""
-    words = "".join(letter if letter.isprintable() else " " for letter in text[:2000]).split(" ")
+    words = "".join(letter if letter.isprintable() else " " for letter in text[:MAX_LETTERS]).split()
     lines = [""]
-    for word in words:
-        while word:
-            room = f"{lines[-1]} {word}".strip() if lines[-1] else word
-            if font.getlength(room) <= PAGE:
-                lines[-1], word = room, ""
-            elif lines[-1]:
-                lines.append("")
-            else:
-                fits = max(1, next(n for n in range(len(word), 0, -1) if n == 1 or font.getlength(word[:n]) <= PAGE))
-                lines[-1], word = word[:fits], word[fits:]
-                lines.append("")
+    while words and len(lines) <= most:
+        word = words.pop(0)
+        room = f"{lines[-1]} {word}".lstrip()
+        if font.getlength(room) <= PAGE:
+            lines[-1] = room
+        elif lines[-1]:
+            lines.append("")
+            words.insert(0, word)
+        else:
+            fits = bisect_right(range(1, len(word) + 1), PAGE, key=lambda length: font.getlength(word[:length]))
+            lines[-1:] = [word[:fits], ""]
+            words.insert(0, word[fits:])
     lines = [line for line in lines if line]
-    if len(lines) > most:
-        lines = [*lines[: most - 1], lines[most - 1][:-2] + ".."]
-    yield from lines
+    return lines if len(lines) <= most else [*lines[: most - 1], lines[most - 1][:-2] + ".."]

@@ -165,13 +165,13 @@ def _data_files(path: Path) -> list[Path]:
         if found:
             why = f"the folder has several data files ({', '.join(file.name for suffix in found for file in shards[suffix][:2])})"
         raise file_error(path, "data.missing", why, "name the file")
+    if not path.is_file():
+        why = "is not a regular file" if path.exists() else "does not exist"
+        raise file_error(path, "data.missing", why, "check the name")
     if path.suffix not in LAYOUTS:
         raise file_error(
             path, "data.layout", f"unknown layout {ascii(path.suffix)}", f"use one of {', '.join(LAYOUTS)}"
         )
-    if not path.is_file():
-        why = "is not a regular file" if path.exists() else "does not exist"
-        raise file_error(path, "data.missing", why, "check the name")
     return [path]
 
 

@@ -59,7 +59,7 @@ def compare(
     for folder in folders:
         folder.check()
     splits = comparison.evaluation.splits
-    tasks = {split: load_task(comparison.evaluation.task(split)) for split in splits}
+    tasks: Tasks = {split: load_task(comparison.evaluation.task(split)) for split in splits}
     cache = FeatureCache()
     for number, folder in enumerate(folders, start=1):
         title = f"row {number} of {len(folders)}: {folder.row.name}, seed {folder.seed}"

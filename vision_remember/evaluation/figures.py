@@ -16,6 +16,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
+Results = Mapping[str, Any]
+
 WIDTH_INCHES = 7.6
 INK, GREY, HAIRLINE = "#1d2126", "#6b7280", "#e3e5e8"
 REFERENCE_COLOUR = "#374151"
@@ -40,14 +42,12 @@ STYLE = {
 }
 
 
-def _drawn(
-    label: str, salt: str
-) -> Callable[[Callable[[Mapping[str, Any]], Figure]], Callable[[Mapping[str, Any]], str]]:
+def _drawn(label: str, salt: str) -> Callable[[Callable[[Results], Figure]], Callable[[Results], str]]:
     """Turn a function that draws a figure into one that returns it as SVG in the house style."""
 
-    def wrap(draw: Callable[[Mapping[str, Any]], Figure]) -> Callable[[Mapping[str, Any]], str]:
+    def wrap(draw: Callable[[Results], Figure]) -> Callable[[Results], str]:
         @functools.wraps(draw)
-        def drawn(results: Mapping[str, Any]) -> str:
+        def drawn(results: Results) -> str:
             with mpl.rc_context(STYLE | {"svg.hashsalt": salt}):
                 return _svg(draw(results), label)
 
@@ -56,14 +56,14 @@ def _drawn(
     return wrap
 
 
-def row_colours(results: Mapping[str, Any]) -> dict[str, str]:
+def row_colours(results: Results) -> dict[str, str]:
     """Return one colour a row, the same in every plot: the reference in ink, the others in the order of the recipe."""
     others = [name for name in _names(results) if name != results["reference"]]
     return {results["reference"]: REFERENCE_COLOUR} | {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(others)}
 
 
 @_drawn("Score per family with 95 % intervals, one line per row", salt="families")
-def score_per_family(results: Mapping[str, Any]) -> Figure:
+def score_per_family(results: Results) -> Figure:
     """Draw a panel per family, a line per row: exact match in %, the mean over seeds with its 95 % interval."""
     summary, names, colours = results["summary"], _names(results), row_colours(results)
     panels = [*results["fine"], "fine mean", *results["coarse"]]
@@ -88,7 +88,7 @@ def score_per_family(results: Mapping[str, Any]) -> Figure:
 
 
 @_drawn("Fine-family score against vision tokens per page", salt="tokens")
-def score_against_tokens(results: Mapping[str, Any]) -> Figure:
+def score_against_tokens(results: Results) -> Figure:
     """Draw the fine-family mean against the vision tokens a page costs, on a logarithmic axis."""
     summary, names, colours = results["summary"], _names(results), row_colours(results)
     tokens = {row["name"]: row["tokens"] for row in results["rows"]}
@@ -100,11 +100,10 @@ def score_against_tokens(results: Mapping[str, Any]) -> Figure:
         linewidth=0.8,
         linestyle=(0, (4, 4)),
     )
-    shared: dict[int, int] = {}
     for place, name in enumerate(names):
-        mean, side = summary["means"][name], shared.setdefault(tokens[name], 0)
-        shared[tokens[name]] += 1
-        x, value = tokens[name] * (1 + 0.012 * side), 100 * mean["value"]
+        equals = [other for other in names if tokens[other] == tokens[name]]
+        x = tokens[name] * 1.05 ** (equals.index(name) - (len(equals) - 1) / 2)
+        mean, value = summary["means"][name], 100 * summary["means"][name]["value"]
         low, high = (100 * end for end in mean["ci95"])
         axis.errorbar(
             x,
@@ -133,7 +132,7 @@ def score_against_tokens(results: Mapping[str, Any]) -> Figure:
 
 
 @_drawn("Training loss against step, one line per row", salt="curves")
-def learning_curves(results: Mapping[str, Any]) -> Figure:
+def learning_curves(results: Results) -> Figure:
     """Draw the training loss of every row against the step: the mean over seeds, and their range where there are several."""
     colours = row_colours(results)
     figure = _figure(height=2.9)
@@ -164,7 +163,7 @@ def learning_curves(results: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _names(results: Mapping[str, Any]) -> list[str]:
+def _names(results: Results) -> list[str]:
     return list(dict.fromkeys(row["name"] for row in results["rows"]))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from vision_remember.evaluation import figures, html
 from vision_remember.evaluation.html import Markup, element, joined
 from vision_remember.evaluation.specimens import Specimen
+from vision_remember.evaluation.wording import ends, gain_sentence, layout_sentence
 
 Results = Mapping[str, Any]
 
@@ -66,17 +67,13 @@ def _opening(results: Results) -> Markup:
         numbers += [
             _number(summary["means"][twin]["value"], f"{twin}, {tokens[twin]} tokens"),
             _number(summary["means"][best]["value"], f"{best}, {tokens[best]} tokens"),
-            _number(gain["mean"], f"of the loss recovered by {best}, 95 % interval {_ends(gain['ci95'], 100)}"),
+            _number(gain["mean"], f"of the loss recovered by {best}, 95 % interval {ends(gain['ci95'], percent=True)}"),
         ]
         sentences.append(
             f"Compressing a page from {tokens[reference]} to {tokens[twin]} vision tokens costs {twin} "
             f"{100 * gain['lead']:.1f} points of exact match on fine detail; {best} wins back {100 * gain['mean']:.0f} % of that."
         )
-    sentences += [
-        f"For {name}, recovery is not defined: {value['reason']}."
-        for name, value in summary["recovered"].items()
-        if value["mean"] is None
-    ]
+    sentences += [gain_sentence(name, gain) for name, gain in summary["recovered"].items() if gain["mean"] is None]
     return joined(
         (
             element("p", f"Vision Remember / comparison {results['name']}", css="kicker"),
@@ -123,27 +120,10 @@ def _costs(results: Results) -> Markup:
 
 
 def _tokens(results: Results) -> Markup:
-    gains, layouts = results["summary"]["recovered"].items(), results["summary"]["layout"].items()
-    lines = [_gain_sentence(name, value) for name, value in gains if value["mean"] is not None]
-    lines += [_layout_sentence(name, value) for name, value in layouts]
+    summary = results["summary"]
+    lines = [gain_sentence(name, gain) for name, gain in summary["recovered"].items() if gain["mean"] is not None]
+    lines += [layout_sentence(name, layout) for name, layout in summary["layout"].items()]
     return element("p", " ".join(lines)) if lines else Markup("")
-
-
-def _gain_sentence(name: str, gain: Mapping[str, Any]) -> str:
-    spread = f"95 % interval {_ends(gain['ci95'])}" if gain["ci95"] else f"no finite interval: {gain['reason']}"
-    distance = f"{100 * gain['lead']:.1f} points between {gain['compressed']} and {gain['uncompressed']}"
-    return f"{name} recovers {gain['mean']:.2f} of the {distance} ({spread})."
-
-
-def _layout_sentence(name: str, layout: Mapping[str, Any]) -> str:
-    low, high = (100 * end for end in layout["ci95"])
-    verdict = {
-        True: "not hurt by the one-point rule",
-        False: "hurt by more than one point",
-        None: f"too few to say whether layout is hurt ({layout.get('reason')})",
-    }[layout["not_hurt"]]
-    difference = f"{100 * layout['difference']:+.1f} points [{low:+.1f}, {high:+.1f}]"
-    return f"On coarse layout {name} differs from {layout['compressed']} by {difference} over {layout['n']:,} questions, {verdict}."
 
 
 def _pages(results: Results, specimens: Sequence[Specimen]) -> list[Markup]:
@@ -225,14 +205,7 @@ def _cell(score: Mapping[str, Any]) -> Markup:
 def _gain_cell(gain: Mapping[str, Any] | None) -> Markup:
     if gain is None or gain["mean"] is None:
         return joined(("\u2013",))
-    return joined((f"{gain['mean']:.2f}", element("small", _ends(gain["ci95"]))))
-
-
-def _ends(ci95: Sequence[float] | None, scale: int = 1) -> str:
-    if ci95 is None:
-        return "unbounded"
-    low, high = (f"{scale * end:.{0 if scale == 100 else 2}f}" for end in ci95)
-    return f"{low} to {high}"
+    return joined((f"{gain['mean']:.2f}", element("small", ends(gain["ci95"]))))
 
 
 def _table(number: int, head: Sequence[object], body: Sequence[Sequence[object]], caption: str) -> Markup:

@@ -7,14 +7,13 @@ import platform
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vision_remember import __version__
 from vision_remember.evaluation import bootstrap
 from vision_remember.evaluation.records import Record, score_answer, write_answers, write_json
 from vision_remember.evaluation.summary import mean_over_seeds, row_scores, tabulate
@@ -137,9 +136,15 @@ def prompt_text(engine: Engine, question: Question) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions a score depends on."""
-    return {"vision-remember": __version__, "python": platform.python_version()} | {
-        name: version(name) for name in PACKAGES
-    }
+    found = {name: version(name) for name in PACKAGES}
+    return {"vision-remember": _own_version(), "python": platform.python_version(), **found}
+
+
+def _own_version() -> str:
+    try:
+        return version("vision-remember")
+    except PackageNotFoundError:
+        return "run from its sources"
 
 
 def _record(question: Question, prediction: str) -> Record:

@@ -54,7 +54,8 @@ class AnswerTable:
     def mean(self, families: Sequence[str]) -> tuple[Floats, Floats]:
         """Return the plain mean over families: scores float[N, S] and resamples float[R, N, S]."""
         tables = [self.families[family] for family in families]
-        return sum(t.scores for t in tables) / len(tables), sum(t.resampled for t in tables) / len(tables)
+        scores, resampled = [table.scores for table in tables], [table.resampled for table in tables]
+        return np.mean(scores, axis=0), np.mean(resampled, axis=0)
 
 
 def tabulate(
@@ -70,7 +71,7 @@ def tabulate(
     Raises:
         ValueError: two rows did not answer the same questions.
     """
-    rows, seeds = (tuple(dict.fromkeys(key[i] for key in answers)) for i in (0, 1))
+    rows, seeds = tuple(dict.fromkeys(row for row, _ in answers)), tuple(dict.fromkeys(seed for _, seed in answers))
     first = [(record.id, record.family) for record in answers[rows[0], seeds[0]]]
     scores = np.empty((len(first), len(rows), len(seeds)))
     for n, row in enumerate(rows):

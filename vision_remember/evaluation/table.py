@@ -8,6 +8,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from vision_remember.evaluation.wording import ends, gain_sentence, layout_sentence
+
 
 def results_table(results: Mapping[str, Any]) -> Group:
     """Return the summary of `results.json` as a rich table: means over seeds in %, intervals, recovery, layout, costs."""
@@ -34,24 +36,10 @@ def results_table(results: Mapping[str, Any]) -> Group:
             f"{rows[name]['trainable_parameters']:,}",
             f"{rows[name]['prefill_ms']:.1f} ms",
         )
-    notes = [Text(_layout(name, layout), style="dim") for name, layout in summary["layout"].items()]
-    reasons = [
-        Text(f"{name}: recovery is not defined, {gain['reason']}", style="dim")
-        for name, gain in summary["recovered"].items()
-        if gain["mean"] is None
-    ]
-    return Group(table, *notes, *reasons)
+    sentences = [gain_sentence(name, gain) for name, gain in summary["recovered"].items()]
+    sentences += [layout_sentence(name, layout) for name, layout in summary["layout"].items()]
+    return Group(table, *(Text(sentence, style="dim") for sentence in sentences))
 
 
 def _recovered(gain: Mapping[str, Any] | None) -> Text:
-    if gain is None or gain["mean"] is None:
-        return Text("-")
-    ends = gain["ci95"]
-    return Text(f"{gain['mean']:.2f} [{ends[0]:.2f}, {ends[1]:.2f}]" if ends else f"{gain['mean']:.2f} [unbounded]")
-
-
-def _layout(name: str, layout: Mapping[str, Any]) -> str:
-    low, high = (100 * end for end in layout["ci95"])
-    verdict = {True: "not hurt", False: "hurt", None: f"undecided, {layout.get('reason')}"}[layout["not_hurt"]]
-    difference = f"{100 * layout['difference']:+.1f} points [{low:+.1f}, {high:+.1f}]"
-    return f"{name} against {layout['compressed']} on layout: {difference}, n = {layout['n']:,}: {verdict}"
+    return Text("-" if gain is None or gain["mean"] is None else f"{gain['mean']:.2f} ({ends(gain['ci95'])})")

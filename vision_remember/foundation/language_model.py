@@ -7,6 +7,7 @@ that looking things up is its skill and only the pixels are new to it when an en
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -16,15 +17,18 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from vision_remember.data.synthetic.canvas import CHARACTERS
 from vision_remember.data.synthetic.pages import Page, families, make_page
+from vision_remember.data.synthetic.samples import READ_ALL
 from vision_remember.foundation.fit import Schedule, fit
 from vision_remember.foundation.tokenizer import build_tokenizer
 
-SCHEDULE = Schedule(steps=2000, learning_rate=1e-3)
-BATCH = 24
+SCHEDULE = Schedule(steps=1500, learning_rate=2e-3, warmup=50)
+LETTERS = CHARACTERS[:36]
+BATCH, PAGES_BATCH = 32, 24
 QUESTIONS = 5  # at most, a page
-DRILL = 700  # steps of copying and look-up drills alone, in which the model learns to look things up; then pages take over
-MIXED = 400  # steps in which drills fade out to one document in ten
-SHORT_PAGES = 1300  # steps in which empty rows at the end of a page are left out
+# Look-up is a plateau when it is asked for at once, so it is built from its parts: until this step, these shares of the drills below.
+CURRICULUM = {275: (8, 2, 0, 0), 425: (1, 6, 3, 0), 550: (1, 2, 4, 3), 700: (1, 1, 2, 6)}
+DRILLS_AFTER = 0.15  # share of the last drills among the pages that follow
+SHORT_PAGES = 1100  # until this step, empty rows at the end of a page are left out
 
 
 def pretrain_language_model(folder: Path, seed: int) -> Qwen2ForCausalLM:
@@ -38,11 +42,10 @@ def pretrain_language_model(folder: Path, seed: int) -> Qwen2ForCausalLM:
             intermediate_size=384,
             num_hidden_layers=6,
             num_attention_heads=4,
-            num_key_value_heads=2,
+            num_key_value_heads=4,
             max_position_embeddings=1024,
             tie_word_embeddings=True,
-            initializer_range=0.05,  # 0.02 suits a width of a thousand; at 128 look-up then takes several times longer to appear
-            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+            rope_parameters={"rope_type": "default", "rope_theta": 1e5},
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -51,10 +54,10 @@ def pretrain_language_model(folder: Path, seed: int) -> Qwen2ForCausalLM:
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         ids, labels = _batch(tokenizer, seed, step)
-        logits = model(input_ids=ids).logits[:, :-1]
-        targets = labels[:, 1:]
-        chosen = targets != -100
-        guesses, truth = logits[chosen], targets[chosen]
+        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+        truth = labels[:, 1:]
+        chosen = truth != -100
+        guesses, truth = model.lm_head(hidden[chosen]), truth[chosen]
         right = (guesses.argmax(-1) == truth).float().mean().item()
         return torch.nn.functional.cross_entropy(guesses, truth), {"right": right, "length": ids.shape[1]}
 
@@ -65,20 +68,21 @@ def pretrain_language_model(folder: Path, seed: int) -> Qwen2ForCausalLM:
 
 
 def _batch(tokenizer: PreTrainedTokenizerFast, seed: int, step: int) -> tuple[Tensor, Tensor]:
-    """ids and labels int64[BATCH, T], right-padded; only answers are targets."""
+    """ids and labels int64[B, T], right-padded; only answers are targets."""
     rng = random.Random(f"{seed}/language/{step}")
-    drills = min(1.0, max(0.1, 1 - (step - DRILL) / MIXED))
+    shares = next((shares for until, shares in CURRICULUM.items() if step < until), None)
+    is_drill = shares is not None
     rows = []
-    for place in range(BATCH):
-        if rng.random() < drills:
-            writer = rng.choices([_copying, _listing, _look_up], [1, 3, 4])[0](tokenizer, rng)
+    for place in range(BATCH if is_drill else PAGES_BATCH):
+        if is_drill or rng.random() < DRILLS_AFTER:
+            drill = rng.choices((_copying, _listing, _prompted_look_up, _look_up), shares or (0, 0, 0, 1))[0]
+            rows.append(drill(tokenizer, rng))
         else:
             page = make_page(rng.choice(families()), "train", seed, step * BATCH + place)
-            writer = _page(page, tokenizer, rng, is_short=step < SHORT_PAGES)
-        rows.append(writer)
+            rows.append(_page(page, tokenizer, rng, is_short=step < SHORT_PAGES))
     longest = max(len(row.ids) for row in rows)
-    ids = torch.full((BATCH, longest), tokenizer.pad_token_id)
-    labels = torch.full((BATCH, longest), -100)
+    ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
+    labels = torch.full((len(rows), longest), -100)
     for place, row in enumerate(rows):
         ids[place, : len(row.ids)] = torch.tensor(row.ids)
         labels[place, : len(row.ids)] = torch.tensor(row.labels)
@@ -93,58 +97,70 @@ class _Chat:
         self.ids: list[int] = []
         self.labels: list[int] = []
 
-    def turn(self, asked: list[int], answer: list[int]) -> _Chat:
+    def add(self, tokens: list[int], *, is_target: bool = False) -> None:
+        self.ids += tokens
+        self.labels += tokens if is_target else [-100] * len(tokens)
+
+    def turn(self, asked: list[int], answer: list[int], begun: Sequence[int] = ()) -> None:
+        """One question and its answer; `begun` is what the answer starts with and is not a target."""
         start, end = self.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
         user, assistant, newline = (_encode(self.tokenizer, text) for text in ("user\n", "assistant\n", "\n"))
-        before, target = [start, *user, *asked, end, *newline, start, *assistant], [*answer, end]
-        self.ids += [*before, *target, *newline]
-        self.labels += [*[-100] * len(before), *target, -100]
-        return self
+        self.add([start, *user, *asked, end, *newline, start, *assistant, *begun])
+        self.add([*answer, end], is_target=True)
+        self.add(newline)
 
 
 def _copying(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> _Chat:
     """Random characters, to be repeated."""
-    letters = _characters(tokenizer)
-    text = [letters[rng.choice(CHARACTERS + "   ")] for _ in range(rng.randrange(6, 28))]
-    return _Chat(tokenizer).turn(text, text)
+    text = _spell(tokenizer, "".join(rng.choice(LETTERS + "  ") for _ in range(rng.randrange(6, 30))))
+    chat = _Chat(tokenizer)
+    chat.turn(text, text)
+    return chat
+
+
+def _listing(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> _Chat:
+    """A list of entries and the same entries in another order, whose values are the targets."""
+    entries, gap = _entries(rng)
+    chat = _Chat(tokenizer)
+    chat.add(_list(tokenizer, entries, gap))
+    for key in rng.sample(list(entries), len(entries)):
+        chat.add(_spell(tokenizer, f"{key}{gap}"))
+        chat.add(_spell(tokenizer, f"{entries[key]} "), is_target=True)
+    return chat
+
+
+def _look_up(tokenizer: PreTrainedTokenizerFast, rng: random.Random, *, is_prompted: bool = False) -> _Chat:
+    """A list of entries, then a question for every key."""
+    entries, gap = _entries(rng)
+    listed = _list(tokenizer, entries, gap)
+    chat = _Chat(tokenizer)
+    for place, key in enumerate(rng.sample(list(entries), len(entries))):
+        begun = f"{key}{gap}"[rng.randrange(len(key) + len(gap) + 1) :] if is_prompted else ""
+        asked = _spell(tokenizer, key)
+        chat.turn([*listed, *asked] if place == 0 else asked, _spell(tokenizer, entries[key]), _spell(tokenizer, begun))
+    return chat
+
+
+def _prompted_look_up(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> _Chat:
+    """The same, with some end of the key given at the start of the answer: the steps from `_listing` to `_look_up`."""
+    return _look_up(tokenizer, rng, is_prompted=True)
 
 
 def _entries(rng: random.Random) -> tuple[dict[str, str], str]:
     """A few random keys with values, and what stands between them."""
 
     def draw(shortest: int, longest: int) -> str:
-        return "".join(rng.choice(CHARACTERS[:36]) for _ in range(rng.randrange(shortest, longest + 1)))
+        return "".join(rng.choice(LETTERS) for _ in range(rng.randrange(shortest, longest + 1)))
 
     entries: dict[str, str] = {}
-    while len(entries) < 2 or (len(entries) < 6 and rng.random() < 0.7):
-        entries[draw(1, 3)] = draw(2, 4)
-    return entries, rng.choice(["", ":"]) + " " * rng.randrange(1, 4)
+    count = rng.randrange(2, 7)
+    while len(entries) < count:
+        entries[draw(1, 4)] = draw(2, 4)
+    return entries, rng.choice(["", ":"]) + " " * rng.randrange(0, 4)
 
 
-def _listing(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> _Chat:
-    """A list of entries and the same entries in another order, whose values are the targets."""
-    letters = _characters(tokenizer)
-    entries, gap = _entries(rng)
-    chat = _Chat(tokenizer)
-    chat.ids = [letters[character] for key, value in entries.items() for character in f"{key}{gap}{value} "]
-    chat.labels = [-100] * len(chat.ids)
-    for key in rng.sample(list(entries), len(entries)):
-        head, value = ([letters[character] for character in text] for text in (f"{key}{gap}", f"{entries[key]} "))
-        chat.ids += [*head, *value]
-        chat.labels += [*[-100] * len(head), *value]
-    return chat
-
-
-def _look_up(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> _Chat:
-    """A list of entries, then a question for every key."""
-    letters = _characters(tokenizer)
-    entries, gap = _entries(rng)
-    listed = [letters[character] for key, value in entries.items() for character in f"{key}{gap}{value} "]
-    chat = _Chat(tokenizer)
-    for place, key in enumerate(rng.sample(list(entries), len(entries))):
-        asked = [letters[character] for character in key]
-        chat.turn([*listed, *asked] if place == 0 else asked, [letters[character] for character in entries[key]])
-    return chat
+def _list(tokenizer: PreTrainedTokenizerFast, entries: dict[str, str], gap: str) -> list[int]:
+    return _spell(tokenizer, "".join(f"{key}{gap}{value} " for key, value in entries.items()))
 
 
 def _page(page: Page, tokenizer: PreTrainedTokenizerFast, rng: random.Random, is_short: bool) -> _Chat:
@@ -153,12 +169,12 @@ def _page(page: Page, tokenizer: PreTrainedTokenizerFast, rng: random.Random, is
     while is_short and not rows[-1].strip():
         rows.pop()
     if rng.random() < 0.75:
-        written = [_characters(tokenizer)[character] for character in "".join(rows)]
+        written = _spell(tokenizer, "".join(rows))
     else:
         written = _encode(tokenizer, "\n".join(row.rstrip() for row in rows if row.strip()))
     turns = [(question.question, question.answer) for question in rng.sample(page.questions, min(QUESTIONS, len(page.questions)))]
     if page.transcript and rng.random() < 0.3:
-        turns = [("Read the page.", page.transcript), *turns[:1]]
+        turns = [(READ_ALL, page.transcript), *turns[:1]]
     chat = _Chat(tokenizer)
     for place, (question, answer) in enumerate(turns):
         head = [*written, *_encode(tokenizer, "\n")] if place == 0 else []
@@ -168,6 +184,11 @@ def _page(page: Page, tokenizer: PreTrainedTokenizerFast, rng: random.Random, is
 
 def _encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _spell(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """One token a character, spaces too, as the cells of a page are."""
+    return [_characters(tokenizer)[character] for character in text]
 
 
 @cache

@@ -3,6 +3,7 @@
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from vision_remember.model.configuration import VisionRememberConfig
+from vision_remember.model.engine import Engine
 from vision_remember.model.modeling import VisionRememberForConditionalGeneration, VisionRememberModel
 from vision_remember.model.processing import VisionRememberProcessor
 
@@ -12,6 +13,7 @@ AutoModelForImageTextToText.register(VisionRememberConfig, VisionRememberForCond
 AutoProcessor.register(VisionRememberConfig, VisionRememberProcessor)
 
 __all__ = [
+    "Engine",
     "VisionRememberConfig",
     "VisionRememberForConditionalGeneration",
     "VisionRememberModel",

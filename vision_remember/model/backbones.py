@@ -5,7 +5,6 @@ and the text path is compared with the language model's own, so that a family wh
 scaled logits) is refused instead of silently changed.
 """
 
-import copy
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +20,7 @@ from transformers import (
 
 from vision_remember.model.chat import ChatTemplate, load_tokenizer
 from vision_remember.model.configuration import VisionRememberConfig
+from vision_remember.model.embedded import model_path
 
 MAX_PREFIX_TOKENS = 16  # class and register tokens of an encoder; a larger surplus means that grid and encoder disagree
 SAME_LOGITS = (
@@ -37,8 +37,8 @@ def assemble(
 
     Args:
         model_class: `VisionRememberForConditionalGeneration`.
-        vision: Folder or hub id of a vision encoder, alone or inside a CLIP-like model.
-        text: Folder or hub id of a causal LM with its tokenizer.
+        vision: Folder, hub id or `embedded/NAME` of a vision encoder, alone or inside a CLIP-like model.
+        text: The same of a causal LM with its tokenizer.
         projector: `{"type": ..., options}`; None: LLaVA's `mlp`.
         refusion: `{"type": ..., options}`; None: `none`.
         seed: Of projector and re-fusion. One seed gives a projector the same start beside every re-fusion method.
@@ -50,7 +50,7 @@ def assemble(
     Raises:
         ValueError: The backbones cannot be joined; says why.
     """
-    vision, text = str(vision), str(text)
+    vision, text = model_path(vision), model_path(text)
     config, template = _joint_config(vision, text, projector, refusion)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -75,8 +75,13 @@ def _joint_config(
     vision: str, text: str, projector: dict | None, refusion: dict | None
 ) -> tuple[VisionRememberConfig, ChatTemplate]:
     vision_config = AutoConfig.from_pretrained(vision)
-    vision_config = vision_config.sub_configs and vision_config.vision_config or vision_config
-    text_config = copy.deepcopy(AutoConfig.from_pretrained(text))
+    if "vision_config" in vision_config.sub_configs:  # the vision half of a CLIP
+        vision_config = vision_config.vision_config
+    text_config = AutoConfig.from_pretrained(text)
+    if text_config.sub_configs:
+        raise ValueError(
+            f"{text} is a model of several parts ({', '.join(text_config.sub_configs)}); give a plain causal LM"
+        )
     tokenizer = load_tokenizer(text)
     template = ChatTemplate(tokenizer, num_image_tokens=1)
     text_config.vocab_size = max(text_config.vocab_size, len(tokenizer))

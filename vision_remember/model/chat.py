@@ -42,6 +42,9 @@ CHAT_TEMPLATE = """\
 """
 
 
+Messages = Sequence[dict]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenizedChat:
     """One conversation as ids.
@@ -94,7 +97,7 @@ class ChatTemplate:
         return ids
 
     def encode(
-        self, messages: Sequence[dict], *, add_generation_prompt: bool = False, continue_final_message: bool = False
+        self, messages: Messages, *, add_generation_prompt: bool = False, continue_final_message: bool = False
     ) -> TokenizedChat:
         """Encode one conversation.
 
@@ -135,6 +138,12 @@ class ChatTemplate:
         if add_generation_prompt:
             put([self.start_id, *self.encode_text("assistant\n")])
         return TokenizedChat(input_ids=ids, target=target, num_images=num_images)
+
+
+def first_question(text: str, num_images: int) -> Messages:
+    """A first user turn as training data in LLaVA's layout spells it: the images, a line break, the words."""
+    words = f"\n{text}" if num_images else text
+    return [{"role": "user", "content": [{"type": "image"}] * num_images + [{"type": "text", "text": words}]}]
 
 
 def read_message(message: dict, number: int) -> tuple[str, list[str | None]]:

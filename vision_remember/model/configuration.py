@@ -79,6 +79,7 @@ class VisionRememberConfig(PreTrainedConfig):
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
         # Levels are hidden states as the layers leave them; a tower's final norm must not slip into the last one.
         self.vision_config.tie_last_hidden_states = False
+        self.validate_architecture()  # here too, because the strict decorator wraps errors into a type that is no ValueError
 
     def validate_architecture(self) -> None:
         """Check the plug-ins' options, and their levels and layers against the backbones.

@@ -4,21 +4,24 @@ Answers are greedy, in left-padded batches; a batch of eight says what eight sin
 character whose bytes span several tokens, so that its joined pieces are the answer.
 """
 
-import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
 
 from vision_remember.geometry import Grid
+from vision_remember.model.chat import Messages, first_question
+from vision_remember.model.embedded import model_path
 from vision_remember.model.modeling import VisionRememberForConditionalGeneration
-from vision_remember.model.processing import Messages, VisionRememberProcessor
+from vision_remember.model.pixels import as_rgb
+from vision_remember.model.processing import VisionRememberProcessor
+from vision_remember.model.token_queue import TokenQueue
 
 DEFAULT_NEW_TOKENS = 64
 UNFINISHED = "\ufffd"  # what a decoder shows for the first bytes of a character
@@ -76,18 +79,31 @@ class Engine:
     def __init__(self, model: VisionRememberForConditionalGeneration, processor: VisionRememberProcessor):
         self.model = model.eval()
         self.processor = processor
+        ends = model.generation_config.eos_token_id or []
+        self._end_ids = sorted({processor.template.end_id, *([ends] if isinstance(ends, int) else ends)})
 
     @classmethod
-    def load(cls, path: str, *, device: str | None = None) -> "Engine":
-        """Load a model folder or hub id.
+    def load(cls, path: str | Path, *, device: str | None = None) -> "Engine":
+        """Load a model and its processor.
 
         Args:
-            path: What `save_pretrained` of model and processor wrote.
+            path: A folder or hub id with what `save_pretrained` of model and processor wrote, or `embedded/NAME`.
             device: None takes the first GPU if there is one, else the CPU.
         """
+        path = model_path(path)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model = VisionRememberForConditionalGeneration.from_pretrained(path).to(device)
         return cls(model, VisionRememberProcessor.from_pretrained(path))
+
+    def ask(self, image: Image.Image | bytes | str | Path, question: str) -> str:
+        """Ask one question about one image.
+
+        Args:
+            image: A PIL image, encoded bytes or a file.
+            question: Plain text.
+        """
+        request = Request(first_question(question, num_images=1), [as_rgb(image, "image")])
+        return self.answer([request])[0].text
 
     def answer(
         self,
@@ -132,7 +148,7 @@ class Engine:
             Pieces of text whose concatenation is what `answer` returns.
         """
         inputs = self._inputs([request], max_new_tokens)
-        tokens = _TokenQueue()
+        tokens = TokenQueue()
 
         def run() -> None:
             try:
@@ -207,40 +223,21 @@ class Engine:
         return inputs.to(self.model.device)
 
     def _generate(self, inputs: BatchFeature, max_new_tokens: int, **options) -> Tensor:
-        return self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, **options)
+        return self.model.generate(
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=self._end_ids,
+            pad_token_id=self.processor.template.pad_id,
+            suppress_tokens=[self.processor.image_token_id],
+            **options,
+        )
 
     def _until_end(self, ids: list[int]) -> list[int]:
         """The tokens up to the first end token; the rest of a row is padding."""
-        ends = self.model.generation_config.eos_token_id
-        return next((ids[: place + 1] for place, token in enumerate(ids) if token in ends), ids)
+        return next((ids[: place + 1] for place, token in enumerate(ids) if token in self._end_ids), ids)
 
     def _text(self, ids: list[int]) -> str:
         text = self.processor.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text.rstrip(UNFINISHED)
-
-
-class _TokenQueue(BaseStreamer):
-    """Carries new tokens from the generating thread to the reading one, and the wish to stop back."""
-
-    def __init__(self) -> None:
-        self.items: queue.Queue[int | BaseException | None] = queue.Queue()
-        self.is_abandoned = threading.Event()
-        self.has_seen_prompt = False
-
-    def put(self, value: Tensor) -> None:
-        if self.has_seen_prompt:
-            self.items.put(int(value))
-        self.has_seen_prompt = True
-
-    def end(self) -> None:
-        self.items.put(None)
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs) -> Tensor:
-        """A stopping criterion: bool[B], True once nobody reads any more."""
-        return torch.full((len(input_ids),), self.is_abandoned.is_set(), device=input_ids.device)
-
-    def __iter__(self) -> Iterator[int]:
-        while (item := self.items.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item

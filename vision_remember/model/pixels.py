@@ -7,6 +7,7 @@ grows into a huge square. The same canvas is made in training, evaluation and se
 
 import base64
 import binascii
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -15,6 +16,25 @@ from transformers.image_processing_utils import BaseImageProcessor
 from vision_remember.data.images import decode_image
 
 PAYLOAD_KEYS = ("image", "path", "url", "base64")
+
+
+def carried_images(messages: Sequence[dict]) -> list[Image.Image]:
+    """Read the images that the parts of a conversation carry, in reading order.
+
+    Args:
+        messages: Hugging Face chat format, checked before (`chat.read_message`).
+
+    Raises:
+        ValueError: An image cannot be read; names `messages[i].content[j]`.
+    """
+    found = [
+        image_of_part(part, f"messages[{number}].content[{index}]")
+        for number, message in enumerate(messages)
+        if not isinstance(message["content"], str)
+        for index, part in enumerate(message["content"])
+        if part["type"] == "image"
+    ]
+    return [image for image in found if image is not None]
 
 
 def image_of_part(part: dict, where: str) -> Image.Image | None:

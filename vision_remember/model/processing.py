@@ -14,11 +14,17 @@ from transformers import AutoImageProcessor, BatchFeature, ProcessorMixin
 from transformers.processing_utils import MultiModalData
 
 from vision_remember.model.batch import IGNORED_LABEL, Encoding, pad
-from vision_remember.model.chat import CHAT_TEMPLATE, IMAGE_TOKEN, ChatTemplate, load_tokenizer
+from vision_remember.model.chat import (
+    CHAT_TEMPLATE,
+    IMAGE_TOKEN,
+    ChatTemplate,
+    Messages,
+    first_question,
+    load_tokenizer,
+)
 from vision_remember.model.configuration import VisionRememberConfig
-from vision_remember.model.pixels import as_rgb, image_of_part, place_on_canvas
-
-Messages = Sequence[dict]
+from vision_remember.model.embedded import model_path
+from vision_remember.model.pixels import as_rgb, carried_images, place_on_canvas
 
 
 class RenderedChat(str):
@@ -58,13 +64,14 @@ class VisionRememberProcessor(ProcessorMixin):
         """Build the processor that belongs to a model assembled from two backbones.
 
         Args:
-            vision: Folder or hub id of the vision encoder (its image processor is loaded).
-            text: Folder or hub id of the language model (its tokenizer is loaded).
+            vision: Folder, hub id or `embedded/NAME` of the vision encoder (its image processor is loaded).
+            text: The same of the language model (its tokenizer is loaded).
             config: The assembled model's config.
 
         Raises:
             ValueError: The tokenizer is not the one the model was assembled with.
         """
+        vision, text = model_path(vision), model_path(text)
         processor = cls(
             AutoImageProcessor.from_pretrained(vision, backend="pil"),
             load_tokenizer(text),
@@ -107,7 +114,7 @@ class VisionRememberProcessor(ProcessorMixin):
 
     def images_of(self, messages: Messages, images: Sequence[Image.Image] | None = None) -> Sequence[Image.Image]:
         """The images of a conversation in reading order: those given beside the messages, or those that the parts carry."""
-        carried = _carried_images(messages)
+        carried = carried_images(messages)
         if images is not None and carried:
             raise ValueError(
                 f"{len(carried)} images inside the messages and {len(images)} beside them; pass one or the other"
@@ -144,7 +151,7 @@ class VisionRememberProcessor(ProcessorMixin):
     def __call__(
         self, images=None, text=None, *, return_tensors="pt", padding=True, add_generation_prompt=True
     ) -> BatchFeature:
-        """Prepare prompts of one user turn each: the images first, then the text, taken word for word.
+        """Prepare prompts of one question each (`first_question`): the images first, then the text, taken word for word.
 
         Args:
             images: One image, or a list for one text, or a list of lists for several texts.
@@ -164,7 +171,7 @@ class VisionRememberProcessor(ProcessorMixin):
         encodings = [
             self.encode(text.messages, own or None, **text.options)
             if isinstance(text, RenderedChat)
-            else self.encode(_user_turn(text, len(own)), own, add_generation_prompt=add_generation_prompt)
+            else self.encode(first_question(text, len(own)), own, add_generation_prompt=add_generation_prompt)
             for text, own in zip(texts, _share_out(images, len(texts)), strict=True)
         ]
         return self._inputs(encodings)
@@ -240,21 +247,6 @@ class VisionRememberProcessor(ProcessorMixin):
         rendered = RenderedChat(super().apply_chat_template(messages, tokenize=False, **options))
         rendered.messages, rendered.options = messages, options
         return rendered
-
-
-def _carried_images(messages: Messages) -> list[Image.Image]:
-    found = [
-        image_of_part(part, f"messages[{number}].content[{index}]")
-        for number, message in enumerate(messages)
-        if not isinstance(message["content"], str)
-        for index, part in enumerate(message["content"])
-        if part["type"] == "image"
-    ]
-    return [image for image in found if image is not None]
-
-
-def _user_turn(text: str, num_images: int) -> Messages:
-    return [{"role": "user", "content": [{"type": "image"}] * num_images + [{"type": "text", "text": text}]}]
 
 
 def _share_out(images: Sequence, num_texts: int) -> list[list]:

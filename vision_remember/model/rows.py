@@ -111,7 +111,9 @@ def state_of_chunk(
     if model.refusion.needs_whole_images:
         state.check_whole_images()
     if model.config.refusion.get("guidance"):
-        state = dataclasses.replace(state, guidance=guiding_text(input_ids, is_placeholder.shape[1], state, model.config))
+        state = dataclasses.replace(
+            state, guidance=guiding_text(input_ids, is_placeholder.shape[1], state, model.config)
+        )
     return state
 
 

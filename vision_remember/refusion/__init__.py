@@ -14,10 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vision_remember import plugins
+from vision_remember.geometry import Grid, VisionFeatures
+from vision_remember.refusion.state import Memory, RefusionState, flat_positions
+
+__all__ = ["Backbones", "Insertion", "Memory", "Method", "RefusionState", "build_refusion", "flat_positions"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,75 +64,32 @@ class Backbones:
         return replace(self, num_heads=heads, num_kv_heads=kv_heads)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Memory:
-    """The memory of B images, one row per vision token, so that whatever repeats, slices or packs tokens may do the same to it.
+class Method(nn.Module):
+    """The part of a re-fusion method that all layers share; a plug-in file calls its own ``Refusion``.
 
     Attributes:
-        rows: ``float[B, V, M]``, the window of each token flattened into channels.
-        valid: ``bool[B, V, W]``, which slots of the window hold a patch.
-        place: ``long[B, V, W]``, where in the window each slot lies (an index of the method's own position table).
+        layers: Decoder layers after which it acts, -1 being before the first.
+        levels: The encoder's ``hidden_states`` that it reads.
+        views: Image views it wants beside the page itself.
+        needs_whole_images: Whether a prefill chunk must not cut an image.
     """
 
-    rows: Tensor
-    valid: Tensor
-    place: Tensor
+    layers: tuple[int, ...] = ()
+    levels: tuple[int, ...] = ()
+    views: tuple[str, ...] = ()
+    needs_whole_images: bool = False
 
+    def __init__(self, config: Any, backbones: Backbones) -> None:
+        super().__init__()
+        self.config, self.backbones = config, backbones
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class RefusionState:
-    """Everything the insertions need in one call of the language model; passed down as ``refusion=``, never stored.
+    def memory(self, features: VisionFeatures, token_grid: Grid) -> Memory:
+        """The memory of B images for vision tokens on ``token_grid``, made once per image."""
+        raise NotImplementedError
 
-    N counts the vision tokens of this chunk that own a memory row, over all I images, in the order of their positions.
-
-    Attributes:
-        position: ``long[N]``, flat place ``b * T + t`` in the chunk, increasing (:func:`flat_positions` of a mask).
-        rows, valid, place: ``[N, ...]``, the rows of :class:`Memory` for these tokens.
-        image: ``long[N]``, which of the I images of this call a token belongs to.
-        index: ``long[N]``, number of the token in its image, from 0.
-        count: ``long[N]``, how many tokens its image has in all.
-        batch_row: ``long[I]``, the row of the batch that holds each image.
-        max_count: The largest ``count``; a plain number, so that padding to it needs no device synchronisation.
-        guidance: ``bool[I, T]``, the user text of each image's own turn, or None for methods without guidance.
-        attentions: None, or an empty dict that the call fills: decoder layer -> attention ``float[N, H, W]``.
-    """
-
-    position: Tensor
-    rows: Tensor
-    valid: Tensor
-    place: Tensor
-    image: Tensor
-    index: Tensor
-    count: Tensor
-    batch_row: Tensor
-    max_count: int
-    guidance: Tensor | None = None
-    attentions: dict[int, Tensor] | None = None
-
-    def pad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Sorts tokens ``float[N, D]`` into images of ``max_count`` places: ``float[I, S, D]`` and which are filled, ``bool[I, S]``."""
-        place, images = self._place, (len(self.batch_row), self.max_count)
-        tokens = x.new_zeros(images[0] * images[1], x.shape[1]).index_copy(0, place, x)
-        filled = place.new_zeros(images[0] * images[1], dtype=torch.bool).index_fill(0, place, True)
-        return tokens.unflatten(0, images), filled.unflatten(0, images)
-
-    def unpad(self, x: Tensor) -> Tensor:
-        """Back from ``float[I, S, D]`` to the tokens, ``float[N, D]``."""
-        return x.flatten(0, 1).index_select(0, self._place)
-
-    @property
-    def _place(self) -> Tensor:
-        return self.image * self.max_count + self.index
-
-    def check_whole_images(self) -> None:
-        """Refuses a chunk that cuts an image; called once per chunk for methods with ``needs_whole_images``."""
-        present = torch.bincount(self.image, minlength=len(self.batch_row))[self.image]
-        if not torch.equal(present, self.count):
-            row = int((present != self.count).nonzero()[0])
-            raise ValueError(
-                f"a prefill chunk holds {int(present[row])} of the {int(self.count[row])} vision tokens of image "
-                f"{int(self.image[row])}, and this re-fusion method attends over whole images; prefill in larger chunks"
-            )
+    def insertion(self, layer: int) -> "Insertion":
+        """The child of one decoder layer."""
+        raise NotImplementedError
 
 
 class Insertion(nn.Module):
@@ -142,12 +102,7 @@ class Insertion(nn.Module):
         raise NotImplementedError
 
 
-def build_refusion(options: Mapping[str, Any], backbones: Backbones) -> nn.Module:
+def build_refusion(options: Mapping[str, Any], backbones: Backbones) -> Method:
     """The re-fusion method of ``{"type": name, **options}``."""
     config = plugins.build_config("refusion", options)
     return plugins.load("refusion", options["type"]).Refusion(config, backbones)
-
-
-def flat_positions(mask: Tensor, num_rows: int) -> Tensor:
-    """``RefusionState.position`` of a ``bool[B, T]`` mask with ``num_rows`` True entries, without a data-dependent shape."""
-    return mask.flatten().nonzero_static(size=num_rows).squeeze(1)

@@ -8,13 +8,14 @@ Wrapper modules would rename parameters and recompute three times, and forward h
 """
 
 import functools
+from typing import Any
 
 from torch import Tensor, nn
 
-from vision_remember.refusion import RefusionState
+from vision_remember.refusion import Method, RefusionState
 
 
-def attach(language_model: nn.Module, refusion: nn.Module) -> None:
+def attach(language_model: Any, refusion: Method) -> None:
     """Lets a decoder apply a re-fusion method: ``language_model(..., refusion=state)``.
 
     Args:
@@ -43,7 +44,7 @@ def attach(language_model: nn.Module, refusion: nn.Module) -> None:
     if not refusion.layers:
         return
     for number, layer in enumerate(layers):
-        layer.__class__ = _attached(type(layer))
+        layer.__class__ = _attached(layer.__class__)
         layer.refusion_layer = number
     for number in refusion.layers:
         layers[max(number, 0)].add_module("refusion" if number >= 0 else "refusion_before", refusion.insertion(number))

@@ -1,10 +1,8 @@
-"""No re-fusion: the baseline that every method is measured against. No parameters, no insertions, nothing to remember."""
+"""No re-fusion: the baseline that every method is measured against. No layers, no parameters, nothing to remember."""
 
 from dataclasses import dataclass
 
-from torch import nn
-
-from vision_remember.refusion import Backbones
+from vision_remember.refusion import Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,16 +10,8 @@ class Config:
     """Nothing to choose."""
 
 
-class NoRefusion(nn.Module):
+class NoRefusion(Method):
     """A method that acts after no layer, so the model asks it for nothing else."""
-
-    layers: tuple[int, ...] = ()
-    levels: tuple[int, ...] = ()
-    views: tuple[str, ...] = ()
-    needs_whole_images = False
-
-    def __init__(self, config: Config, backbones: Backbones) -> None:
-        super().__init__()
 
 
 Refusion = NoRefusion

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from vision_remember.geometry import Grid, VisionFeatures, gather_windows, windows
 from vision_remember.local_attention import attend
-from vision_remember.refusion import Backbones, Insertion, Memory, RefusionState
+from vision_remember.refusion import Backbones, Insertion, Memory, Method, RefusionState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Config:
     num_heads: int | None = None
     num_kv_heads: int | None = None
     margin: int = 0
-    position_side: int = 5  # odd and >= 4: all places of windows up to 5x5 differ, and the table is symmetric to them
+    position_side: int = 5  # tells all patches of windows up to 5x5 apart; odd, so the table mirrors with the window
     bidirectional: bool = False
     guidance: bool = False
     ffn_ratio: float = 1.0
@@ -67,21 +67,18 @@ class Config:
                 raise ValueError(f"remember: {name} is at least {least}, got {value}")
 
 
-class VisionRemember(nn.Module):
+class VisionRemember(Method):
     """Makes the memory, once per image, and the :class:`RememberLayer` of every chosen decoder layer."""
 
-    views: tuple[str, ...] = ()
-
     def __init__(self, config: Config, backbones: Backbones) -> None:
-        super().__init__()
-        self.config, self.needs_whole_images = config, config.bidirectional
-        self.backbones = backbones.with_heads(config.num_heads, config.num_kv_heads)
+        super().__init__(config, backbones.with_heads(config.num_heads, config.num_kv_heads))
         self.layers = config.layers or tuple(sorted({backbones.decoder_layers * k // 6 for k in (0, 1, 2)}))
         self.levels = config.levels or tuple(sorted({backbones.encoder_layers * k // 24 for k in (13, 18, 23)}))
+        self.needs_whole_images = config.bidirectional
 
     def memory(self, features: VisionFeatures, token_grid: Grid) -> Memory:
         """Normalises every level and hands each token its own window of them, flattened into channels."""
-        # No affine parameters: the key and value projections contain them, and a frozen encoder's memory needs no gradient.
+        # No affine parameters: the key and value projections hold the scale, and a frozen encoder's memory needs no gradient.
         levels = features.stack(self.levels)  # [B, P, L, C]
         levels = F.layer_norm(levels, levels.shape[-1:]).flatten(2)
         own = windows(features.grid, token_grid, self.config.margin, device=levels.device)
@@ -177,6 +174,7 @@ class TokenBidirectionalSelfAttention(Attention):
 
     def guide(self, hidden: Tensor, state: RefusionState) -> Tensor:
         """One token per image, ``float[I, D]``: the mean user text of its turn, or the learned vector if it has none."""
+        assert state.guidance is not None and self.no_text is not None
         count = state.guidance.sum(dim=1, keepdim=True)
         share = (state.guidance / count.clamp(min=1)).to(hidden.dtype)  # [I, T]
         mean = torch.einsum("it,itd->id", share, hidden.index_select(0, state.batch_row))

@@ -50,6 +50,7 @@ class Batches:
         """Carries these features from now on, in place of pixels."""
         self.features = features
         self._collator = Collator(TextOnly(self.processor), max_length=self._max_length)
+        self._prepared.clear()
 
     def keys(self) -> Iterable[Key]:
         """Every sample the run will ask for, once, in the order of first use."""

@@ -7,7 +7,7 @@ A recipe is read by people who mistyped something. Plain YAML loaders forget whe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from typing import Any
 import yaml
 
 EXPONENT = re.compile(r"[-+]?\d+[eE][-+]?\d+|[-+]?\d*\.?\d+[eE]\d+")  # numbers to a reader, text to YAML 1.1
+
+DEEPEST = 20
 
 
 class RecipeError(ValueError):
@@ -141,10 +143,7 @@ def _relocated(node: Node, place: str) -> Node:
 def _parse(text: str, name: str) -> Node:
     loader = yaml.SafeLoader(text)
     try:
-        for event in _events(text):
-            if isinstance(event, yaml.AliasEvent):
-                line = event.start_mark.line + 1
-                raise RecipeError([f"{name}:{line}: aliases (*{event.anchor}) are not read; use extends"])
+        _check_events(text, name)
         root = loader.get_single_node()
         if root is None:
             return Node(value={}, place=f"{name}:1")
@@ -152,16 +151,21 @@ def _parse(text: str, name: str) -> Node:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RecipeError([f"{name}:{line}: not YAML: {error.problem}"]) from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        if isinstance(error, RecipeError):
-            raise
-        raise RecipeError([f"{name}: not YAML: {type(error).__name__}"]) from None
+    except yaml.YAMLError as error:
+        raise RecipeError([f"{name}: not YAML: {error}"]) from None
     finally:
         loader.dispose()
 
 
-def _events(text: str) -> Iterator[yaml.Event]:
-    yield from yaml.parse(text, Loader=yaml.SafeLoader)
+def _check_events(text: str, name: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
+            raise RecipeError([f"{name}:{line}: aliases (*{event.anchor}) are not read; use extends"])
+        if depth > DEEPEST:
+            raise RecipeError([f"{name}:{line}: nested deeper than {DEEPEST}; no recipe is"])
 
 
 def _located(loader: yaml.SafeLoader, node: yaml.Node, name: str, line: int) -> Node:

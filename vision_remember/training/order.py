@@ -70,7 +70,12 @@ def open_source(source: SourceSection) -> SampleSequence:
         return load_samples(str(source.path), images=source.images)
     pages = source.synthetic
     return SyntheticSamples(
-        pages.count, split=pages.split, seed=pages.seed, families=pages.families, questions=pages.questions
+        pages.count,
+        split=pages.split,
+        seed=pages.seed,
+        families=pages.families,
+        questions=pages.questions,
+        transcript=pages.transcript,
     )
 
 

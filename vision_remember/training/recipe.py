@@ -71,7 +71,7 @@ class ModelSection:
 class SyntheticSection:
     """Pages rendered from a seed: `count` of them, from one split, over the named families (all when None).
 
-    `questions` is the most questions kept of a page; None keeps all.
+    `questions` is the most questions kept of a page; None keeps all. `transcript` asks for everything written on it first.
     """
 
     count: int = number(minimum=1)
@@ -79,6 +79,7 @@ class SyntheticSection:
     seed: int = number(0, minimum=0)
     families: tuple[str, ...] | None = None
     questions: int | None = number(None, minimum=1)
+    transcript: bool = False
 
     def problems(self) -> Iterable[tuple[str, str]]:
         """Families nobody draws."""

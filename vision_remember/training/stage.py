@@ -161,6 +161,7 @@ def arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
         logging_steps=training.log_every,
         logging_nan_inf_filter=False,
         save_strategy="no",
+        use_cpu=not torch.cuda.is_available(),
         bf16=training.precision == "bfloat16",
         activation_checkpointing=training.activation_checkpointing,
         dataloader_num_workers=training.num_workers,

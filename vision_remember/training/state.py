@@ -62,9 +62,11 @@ def read_optimizer(folder: Path, model: nn.Module, optimizer: Optimizer, schedul
     progress = json.loads((folder / PROGRESS).read_text())
     trained = _trained(model, optimizer)
     with safe_open(folder / MOMENTS, framework="pt") as file:
-        keys = set(file.keys())
-        _must_match(folder / MOMENTS, set(trained), {key.rpartition("/")[0] for key in keys})
-        for key in keys:
+        names = {key.rpartition("/")[0] for key in file.keys()}
+        _must_match(
+            folder / MOMENTS, names & trained.keys(), names
+        )  # a parameter that got no gradient yet has no moments
+        for key in file.keys():
             name, _, kind = key.rpartition("/")
             device = "cpu" if kind == "step" and not optimizer.defaults.get("fused") else trained[name].device
             optimizer.state[trained[name]][kind] = file.get_tensor(key).to(device)

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from vision_remember.data.schema import IMAGE, Sample, Turn
 from vision_remember.data.synthetic.pages import Page, families, make_page
+from vision_remember.data.synthetic.question import Question
+
+READ_ALL = "Read the page."
 
 
 class SyntheticSamples(Sequence[Sample]):
@@ -19,21 +22,29 @@ class SyntheticSamples(Sequence[Sample]):
         seed: of the set.
         families: names, None for all.
         questions: the most questions kept of a page, in an order fixed by its number; None keeps all.
+        transcript: ask for all that is written on the page first, where something is: dense targets, as captions are.
 
     Raises:
         ValueError: an unknown family, with the known ones.
     """
 
     def __init__(
-        self, count: int, *, split: str, seed: int, families: Sequence[str] | None = None, questions: int | None = None
+        self,
+        count: int,
+        *,
+        split: str,
+        seed: int,
+        families: Sequence[str] | None = None,
+        questions: int | None = None,
+        transcript: bool = False,
     ) -> None:
-        self.count, self.split, self.seed, self.questions = count, split, seed, questions
+        self.count, self.split, self.seed, self.questions, self.transcript = count, split, seed, questions, transcript
         self.families = _known(families)
 
     @property
     def fingerprint(self) -> str:
         """The name of this set; the same name draws the same pages."""
-        return f"synthetic:{self.split}:{self.seed}:{self.count}:{self.questions}:{','.join(self.families)}"
+        return f"synthetic:{self.split}:{self.seed}:{self.count}:{self.questions}:{self.transcript}:{','.join(self.families)}"
 
     def __len__(self) -> int:
         return self.count
@@ -48,6 +59,8 @@ class SyntheticSamples(Sequence[Sample]):
         page = self.page(index)
         first = index // len(self.families) % len(page.questions)
         asked = (page.questions[first:] + page.questions[:first])[: self.questions]
+        if self.transcript and page.transcript:
+            asked = [Question(READ_ALL, page.transcript, (0, 0, *page.image.size)), *asked]
         turns: list[Turn] = []
         for question in asked:
             parts = (question.question,) if turns else (IMAGE, f"\n{question.question}")

@@ -1,0 +1,81 @@
+import json
+import shutil
+
+import pytest
+import torch
+
+from vision_remember.data.schema import DataError
+from vision_remember.training.batches import Batches
+from vision_remember.training.order import SampleOrder
+from vision_remember.training.start import build_model
+
+
+@pytest.fixture
+def broken(tmp_path, squares):
+    """The squares, with sample 5's image gone and sample 7 without an answer."""
+    folder = tmp_path / "broken"
+    shutil.copytree(squares, folder)
+    (folder / "5.png").unlink()
+    records = json.loads((folder / "data.json").read_text())
+    records[7]["conversations"].pop()
+    (folder / "data.json").write_text(json.dumps(records))
+    return folder
+
+
+@pytest.fixture
+def build(make_recipe, tmp_path):
+    def make(*overrides: str) -> Batches:
+        recipe = make_recipe(*overrides)
+        return Batches(SampleOrder(recipe, 12), build_model(recipe)[1], recipe, tmp_path / "run")
+
+    return make
+
+
+def test_samples_are_prepared_once(build, monkeypatch):
+    batches = build()
+    keys = list(batches.keys())
+    first = batches.collate(keys)
+    monkeypatch.setattr(batches.order, "read", lambda key: pytest.fail(f"{key} is prepared again"))
+    assert torch.equal(batches.collate(keys)["input_ids"], first["input_ids"])
+
+
+def test_loader_workers_keep_nothing(build):
+    batches = build("training.num_workers=2")
+    batches.collate(list(batches.keys()))
+    assert not batches._prepared
+
+
+def test_a_bad_sample_is_an_error_that_names_it(build, broken):
+    batches = build(f"data.sources.0.path={broken}")
+    with pytest.raises(DataError, match=r"square-[57]"):
+        for key in batches.keys():
+            batches.collate([key])
+
+
+def test_quarantined_samples_are_listed_and_leave_their_batch_smaller(build, broken, monkeypatch):
+    monkeypatch.setattr("vision_remember.data.quarantine.CEILING", 1.0)
+    batches = build(f"data.sources.0.path={broken}", "data.on_bad_sample=quarantine")
+    batches.quarantine.ceiling = 1.0
+    assert len(batches.collate(list(batches.keys()))["input_ids"]) == 10
+    places = " ".join(sorted(batches.quarantine.places()))
+    assert "square-5" in places and "#7" in places and len(batches.quarantine.places()) == 2
+
+
+def test_a_batch_of_quarantined_samples_alone_has_no_target(build, broken):
+    batches = build(f"data.sources.0.path={broken}", "data.on_bad_sample=quarantine")
+    bad = next(key for key in batches.keys() if key[1] == 5)
+    assert (batches.collate([bad])["labels"] == -100).all()
+
+
+def test_overlong_samples_are_refused_by_name(build):
+    batches = build("data.max_length=12")
+    with pytest.raises(DataError, match=r"square-\d+.*limit 12"):
+        for key in batches.keys():
+            batches.collate([key])
+
+
+def test_ids_name_the_samples_of_a_step(build):
+    batches = build()
+    named = [batches.ids(step) for step in range(3)]
+    assert [len(ids) for ids in named] == [4, 4, 4]
+    assert len({*named[0], *named[1], *named[2]}) == 12

@@ -1,0 +1,98 @@
+import pytest
+import torch
+
+from vision_remember.data.schema import DataError
+from vision_remember.training.batches import Batches
+from vision_remember.training.features import FeatureCache
+from vision_remember.training.order import SampleOrder
+from vision_remember.training.start import build_model
+
+
+@pytest.fixture
+def run(make_recipe, tmp_path):
+    def build(*overrides: str):
+        recipe = make_recipe(*overrides)
+        model, processor = build_model(recipe)
+        return model, Batches(SampleOrder(recipe, 12), processor, recipe, tmp_path)
+
+    return build
+
+
+def fill(cache: FeatureCache, model, batches: Batches, read=None):
+    return cache.fill(
+        model, batches.processor, batches.keys(), read or batches.order.read, on_bad_sample=batches.set_aside
+    )
+
+
+def test_a_batch_with_features_is_the_batch_with_pixels(run):
+    model, batches = run()
+    keys = list(batches.keys())[:4]
+    plain = batches.collate(keys)
+    batches.use(fill(FeatureCache(), model, batches))
+    cached = batches.collate(keys)
+    assert "pixel_values" not in cached
+    for name in ("input_ids", "attention_mask", "labels"):
+        assert torch.equal(plain[name], cached[name])
+    with torch.no_grad():
+        assert torch.allclose(model.encode(plain["pixel_values"]), cached["encoder_levels"], atol=1e-5)
+        assert torch.allclose(model(**plain).loss, model(**cached).loss, atol=1e-5)
+
+
+def test_a_second_run_over_the_same_data_draws_and_encodes_nothing(run, monkeypatch):
+    cache = FeatureCache()
+    model, batches = run()
+    fill(cache, model, batches)
+    other, other_batches = run("model.projector={type: mlp}", "model.refusion={type: remember, layers: [1]}")
+    monkeypatch.setattr(type(other), "encode", lambda *_: pytest.fail("encoded again"))
+    features = fill(cache, other, other_batches, read=lambda key: pytest.fail(f"read {key} again"))
+    other_batches.use(features)
+    assert len(other_batches.collate(list(other_batches.keys()))["encoder_levels"]) == 11
+
+
+def test_a_run_that_reads_other_levels_finds_them_in_its_own_order(run):
+    cache = FeatureCache()
+    model, batches = run("model.refusion={type: none}", "model.projector={type: avg_pool, level: 1}")
+    fill(cache, model, batches)
+    other, other_batches = run("model.refusion={type: remember, layers: [0], levels: [2, 0]}")
+    features = fill(cache, other, other_batches)
+    key = next(key for key in other_batches.keys() if len(features.of(key)))
+    (image,) = other_batches.order.read(key).load_images()
+    with torch.no_grad():
+        expected = other.encode(other_batches.processor.pixels([image]))
+    assert torch.allclose(features.of(key), expected, atol=1e-5)
+
+
+def test_another_encoder_gets_its_own_features(run):
+    cache = FeatureCache()
+    model, batches = run()
+    before = fill(cache, model, batches)
+    key = next(iter(batches.keys()))
+    with torch.no_grad():
+        for _, parameter in model.parts()["encoder"]:
+            parameter.mul_(1.5)
+    after = fill(cache, model, batches)
+    assert not torch.equal(before.of(key), after.of(key))
+
+
+def test_equal_images_are_encoded_once(run, monkeypatch):
+    model, batches = run()
+    encoded = []
+    encode = type(model).encode
+    monkeypatch.setattr(type(model), "encode", lambda self, pixels: encoded.append(len(pixels)) or encode(self, pixels))
+    fill(FeatureCache(), model, batches)
+    assert sum(encoded) == 6  # eleven squares of six colours
+
+
+def test_a_bad_image_stops_the_fill_with_its_name(run, squares):
+    model, batches = run()
+
+    def read(key):
+        sample = batches.order.read(key)
+        return (
+            sample
+            if sample.id != "square-3"
+            else type(sample)(id="square-3", images=(b"no image",), turns=sample.turns, source="x")
+        )
+
+    with pytest.raises(DataError, match="square-3"):
+        fill(FeatureCache(), model, batches, read=read)

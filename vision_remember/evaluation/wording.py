@@ -1,0 +1,33 @@
+"""The numbers of a summary as sentences, the same in the terminal and in the report."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def gain_sentence(name: str, gain: Mapping[str, Any]) -> str:
+    """Say what a row recovered, or why that cannot be said."""
+    if gain["mean"] is None:
+        return f"For {name}, recovery is not defined: {gain['reason']}."
+    distance = f"{100 * gain['lead']:.1f} points between {gain['compressed']} and {gain['uncompressed']}"
+    spread = f"95 % interval {ends(gain['ci95'])}" if gain["ci95"] else f"no finite interval: {gain['reason']}"
+    return f"{name} recovers {gain['mean']:.2f} of the {distance} ({spread})."
+
+
+def layout_sentence(name: str, layout: Mapping[str, Any]) -> str:
+    """Say whether a row was hurt on the coarse families."""
+    low, high = (100 * end for end in layout["ci95"])
+    verdict = {
+        True: "not hurt by the one-point rule",
+        False: "hurt by more than one point",
+        None: f"too few to say whether layout is hurt ({layout.get('reason')})",
+    }[layout["not_hurt"]]
+    difference = f"{100 * layout['difference']:+.1f} points [{low:+.1f}, {high:+.1f}]"
+    return f"On coarse layout {name} differs from {layout['compressed']} by {difference} over {layout['n']:,} questions: {verdict}."
+
+
+def ends(ci95: Sequence[float] | None, *, percent: bool = False) -> str:
+    """Spell an interval, as a fraction or in per cent."""
+    if ci95 is None:
+        return "unbounded"
+    low, high = (f"{100 * end:.0f}" if percent else f"{end:.2f}" for end in ci95)
+    return f"{low} to {high}"
