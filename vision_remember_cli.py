@@ -69,6 +69,8 @@ def run(verb: Callable[["ModuleType"], "Report"], as_json: bool) -> None:
         typer.Exit: with the status, unless it is 0.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         with contextlib.redirect_stdout(sys.stderr):
             from vision_remember import cli
@@ -148,7 +150,7 @@ def evaluate(
 ) -> None:
     """Score a model on a task, per family with 95 % intervals.
 
-    Options of synthetic_documents: count=1000 split=test seed=0 families=[table,form] per_page=1.
+    Options of synthetic_documents: count=1000 split=test seed=0 families=[table,form] questions=1.
     """
     run(lambda cli: cli.evaluate(model, task, options or [], out), as_json)
 

@@ -135,7 +135,7 @@ def test_ask_explain_draws_where_it_looked(model: Path, page: Path, tmp_path: Pa
 
 
 def test_evaluate_scores_a_task(model: Path, tmp_path: Path) -> None:
-    options = ("count=2", "families=[form]", "per_page=1", "--model", model, "--out", tmp_path / "scores")
+    options = ("count=2", "families=[form]", "questions=1", "--model", model, "--out", tmp_path / "scores")
     content = parsed(run("evaluate", *options, "--json"))
     assert content["scores"]["form"]["n"] == 2
     assert (tmp_path / "scores" / "answers.jsonl").is_file()

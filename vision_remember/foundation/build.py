@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from vision_remember.foundation.encoder import pretrain_encoder
@@ -12,6 +11,11 @@ from vision_remember.training.recipe import load_recipe
 from vision_remember.training.trainer import train
 
 RECIPES = Path("recipes") / "tiny"
+ALIGNED = {
+    "align_mlp": ["model.projector={type: mlp}", "model.refusion={type: none}"],
+    "align_avg_pool": ["model.refusion={type: none}"],
+    "align_remember": [],
+}
 
 
 def build(out: Path, *, seed: int = 0) -> Path:
@@ -35,10 +39,15 @@ def build(out: Path, *, seed: int = 0) -> Path:
         pretrain_encoder(weights, seed)
     if not (weights / "language_model" / "config.json").exists():
         pretrain_language_model(weights, seed)
-    backbones = [f"model.{part}={weights / name}" for part, name in (("vision", "encoder"), ("text", "language_model"))]
-    for name, recipe in _recipes():
-        if not (weights / name).exists():
-            overrides = backbones if name.startswith("align") else [f"model.checkpoint={weights / START[name]}"]
-            model = train(load_recipe(recipe, overrides), output_dir=out / name, resume=(out / name).exists())
-            shutil.copytree(model, weights / name)
+    backbones = [f"model.vision={weights / 'encoder'}", f"model.text={weights / 'language_model'}"]
+    for name, row in ALIGNED.items():
+        _stage(RECIPES / "align.yaml", [*backbones, *row], out, name)
+    _stage(RECIPES / "llava_vr_tiny.yaml", [f"model.checkpoint={weights / 'align_remember'}"], out, "llava_vr_tiny")
     return weights
+
+
+def _stage(recipe: Path, overrides: list[str], out: Path, name: str) -> None:
+    target = out / "weights" / name
+    if not target.exists():
+        model = train(load_recipe(recipe, overrides), output_dir=out / name, resume=(out / name).exists())
+        shutil.copytree(model, target)
