@@ -83,6 +83,10 @@ def test_a_name_in_another_unicode_form_is_answered_with_the_one_that_exists(roo
     assert "exists" in error.why and "\\u0301" in error.why, "the two look alike, so the difference is spelled out"
 
 
+def test_whether_a_file_outside_exists_is_not_told(root):
+    assert str(refusal(root, "../secret.png")) == str(refusal(root, "../absent.png"))
+
+
 def test_no_name_outside_the_root_is_ever_suggested(root):
     (root / "outside").symlink_to("..")
     for name in ("../secre.png", "outside/secre.png"):

@@ -25,7 +25,9 @@ def test_questions_come_in_pieces(tokenizer):
 
 def test_text_survives(tokenizer):
     @settings(max_examples=100, deadline=None)
-    @given(st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=40).filter(lambda text: "<|" not in text))
+    @given(
+        st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=40).filter(lambda text: "<|" not in text)
+    )
     def survives(text):
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 

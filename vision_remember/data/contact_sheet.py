@@ -110,7 +110,7 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, most: i
             lines.append("")
             words.insert(0, word)
         else:
-            fits = bisect_right(range(1, len(word) + 1), PAGE, key=lambda length: font.getlength(word[:length]))
+            fits = max(1, bisect_right([font.getlength(word[:length]) for length in range(1, len(word) + 1)], PAGE))
             lines[-1:] = [word[:fits], ""]
             words.insert(0, word[fits:])
     lines = [line for line in lines if line]

@@ -33,18 +33,21 @@ def resolve_under(root: str, name: str) -> Path:
             f"{reason} is not allowed as a file name", code="image.path", fix="write a path relative to the data folder"
         )
     base = os.path.realpath(root)
+    path = os.path.join(base, name)
     try:
-        real = os.path.realpath(os.path.join(base, name), strict=True)
+        real = os.path.realpath(path)
+        if os.path.commonpath([base, real]) != base:  # before asking whether it exists: what is outside stays unknown
+            why, fix = "leads out of the data folder", "copy the image into the data folder"
+            raise ImageError(why, code="image.path", fix=fix)
+        return Path(os.path.realpath(path, strict=True))
     except FileNotFoundError:
-        raise ImageError(
-            f"no such file under the data folder{_near(base, name)}", code="image.missing", fix="check the name"
-        ) from None
+        why = f"no such file under the data folder{_near(base, name)}"
+        raise ImageError(why, code="image.missing", fix="check the name") from None
+    except ImageError:
+        raise
     except (OSError, ValueError) as error:  # a loop of links, a file used as a folder, a name too long for the disk
-        why = error.strerror if isinstance(error, OSError) else "not a file name"
-        raise ImageError(f"cannot be found ({why})", code="image.unreadable", fix="check the name") from None
-    if os.path.commonpath([base, real]) != base:
-        raise ImageError("leads out of the data folder", code="image.path", fix="copy the image into the data folder")
-    return Path(real)
+        reason = error.strerror if isinstance(error, OSError) else "not a file name"
+        raise ImageError(f"cannot be found ({reason})", code="image.unreadable", fix="check the name") from None
 
 
 def _forbidden(name: str) -> str | None:

@@ -18,7 +18,9 @@ from typing import Any
 UTF8_BOM = b"\xef\xbb\xbf"
 MAX_DEPTH = 100
 _OTHER_ENCODINGS = (b"\xff\xfe", b"\xfe\xff", b"\x00")
-_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)
+# The next bracket (outside, also the next comma), whole strings skipped; a quote is found only where its string never ends.
+_INSIDE = re.compile(rb'(?:[^"\[\]{}]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+(["\[\]{}])', re.DOTALL)
+_OUTSIDE = re.compile(rb'(?:[^"\[\]{},]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+(["\[\]{},])', re.DOTALL)
 _BLANK = re.compile(rb"[ \t\r\n]*")
 
 Buffer = bytes | mmap
@@ -74,10 +76,11 @@ def list_records(data: Buffer) -> array[int]:
         raise JSONError("the file is not a JSON list of records", fix="wrap the records in [ ]", offset=begin)
     spans = array("q")
     brackets = bytearray()
-    start = begin + 1
-    for token in _TOKEN.finditer(data, begin):
-        kind, at = token[0][:1], token.start()
-        if kind == b'"' and token.end() - at == 1:
+    start, position = begin + 1, begin
+    while token := (_INSIDE if len(brackets) > 1 else _OUTSIDE).match(data, position):
+        kind, at = token[1], token.start(1)
+        position = at + 1
+        if kind == b'"':
             raise JSONError("a string that never ends", offset=at)
         if kind in b"[{":
             brackets += kind
@@ -89,7 +92,7 @@ def list_records(data: Buffer) -> array[int]:
             brackets.pop()
         if not brackets or (kind == b"," and len(brackets) == 1):
             spans.extend(_strip(data, start, at))
-            start = at + 1
+            start = position
         if not brackets:
             break
     else:

@@ -40,7 +40,11 @@ class Schedule:
 
 
 def fit(
-    model: nn.Module, loss: Callable[[int], tuple[Tensor, dict[str, float]]], schedule: Schedule, folder: Path, title: str
+    model: nn.Module,
+    loss: Callable[[int], tuple[Tensor, dict[str, float]]],
+    schedule: Schedule,
+    folder: Path,
+    title: str,
 ) -> None:
     """Trains `model` in place.
 
@@ -54,7 +58,13 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=schedule.weight_decay)
     start = _resume(model, optimizer, folder)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     with Progress(*columns) as progress, (folder / "metrics.jsonl").open("a") as metrics:
         bar = progress.add_task(title, total=schedule.steps, completed=start, note="")
         for step in range(start, schedule.steps):

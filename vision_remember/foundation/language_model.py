@@ -172,7 +172,10 @@ def _page(page: Page, tokenizer: PreTrainedTokenizerFast, rng: random.Random, is
         written = _spell(tokenizer, "".join(rows))
     else:
         written = _encode(tokenizer, "\n".join(row.rstrip() for row in rows if row.strip()))
-    turns = [(question.question, question.answer) for question in rng.sample(page.questions, min(QUESTIONS, len(page.questions)))]
+    turns = [
+        (question.question, question.answer)
+        for question in rng.sample(page.questions, min(QUESTIONS, len(page.questions)))
+    ]
     if page.transcript and rng.random() < 0.3:
         turns = [(READ_ALL, page.transcript), *turns[:1]]
     chat = _Chat(tokenizer)

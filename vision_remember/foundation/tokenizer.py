@@ -48,5 +48,5 @@ def _corpus(seed: int, pages: int) -> list[str]:
         for index in range(pages)
         for question in make_page(family, "train", seed, index).questions
     ]
-    answers = [place for place in ("top left", "top right", "bottom left", "bottom right", "circle", "square", "triangle")] * 50
+    answers = ["top left", "top right", "bottom left", "bottom right", "circle", "square", "triangle"] * 50
     return chat + names + asked + answers + ["red", "green", "blue", "orange", "purple"] * 50

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 from vision_remember.data.synthetic.canvas import COLOURS, Box, Canvas
 from vision_remember.data.synthetic.content import Content
 from vision_remember.data.synthetic.question import Question, ask
@@ -13,6 +15,7 @@ FLOOR = 9  # row of the axis in standing charts: values 1 to 8 reach rows 8 to 1
 
 
 def draw(canvas: Canvas, content: Content) -> list[Question]:
+    """Draws one of the four kinds of chart and asks for values, the largest, and which of two is larger."""
     return content.rng.choice((lying_bars, standing_bars, line, pie))(canvas, content)
 
 
@@ -107,5 +110,5 @@ def _questions(content: Content, marks: list[tuple[str, int, Box]], unit: str = 
     return questions
 
 
-def _colour(rng) -> str:  # noqa: ANN001
+def _colour(rng: random.Random) -> str:
     return rng.choice([name for name in COLOURS if name != "ink"])

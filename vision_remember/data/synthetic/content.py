@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import zlib
+from collections.abc import Callable
 
 SPLITS = ("train", "test", "shift")
 LABELS = (
@@ -57,14 +58,14 @@ class Content:
         """Different field names of at most `longest` letters."""
         return self.rng.sample([label for label in LABELS if len(label) <= longest], count)
 
-    def distinct(self, draw, count: int) -> list[str]:  # noqa: ANN001
+    def distinct(self, draw: Callable[[], str], count: int) -> list[str]:
         """Calls `draw` until it has given `count` different strings."""
         found: dict[str, None] = {}
         while len(found) < count:
             found[draw()] = None
         return list(found)
 
-    def _draw(self, draw) -> str:  # noqa: ANN001
+    def _draw(self, draw: Callable[[], str]) -> str:
         while True:
             text = draw()
             if (zlib.crc32(text.encode()) % 5 == 0) == self._held_out:

@@ -10,6 +10,7 @@ PHRASINGS = ["What is the value of {0}?", "What is the {0}?", "Read the field {0
 
 
 def draw(canvas: Canvas, content: Content) -> list[Question]:
+    """Writes 3 to 6 labelled fields and asks for the value of each."""
     rng = content.rng
     count = rng.randrange(3, 7)
     step = rng.choice((1, 2)) if count < 6 else 1

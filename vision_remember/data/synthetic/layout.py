@@ -11,6 +11,7 @@ PLACES = {"top left": (0, 0), "top right": (0, 6), "bottom left": (6, 0), "botto
 
 
 def draw(canvas: Canvas, content: Content) -> list[Question]:
+    """Draws 1 to 3 shapes in different quarters and asks for colour, place, shape and number."""
     rng = content.rng
     count = rng.randrange(1, 4)
     kinds = rng.sample(SHAPES, count)

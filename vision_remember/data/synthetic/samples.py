@@ -13,7 +13,7 @@ from vision_remember.data.synthetic.question import Question
 READ_ALL = "Read the page."
 
 
-class SyntheticSamples(Sequence[Sample]):
+class SyntheticSamples:
     """A lazy list of samples: page i is drawn when it is asked for, and families take turns.
 
     Args:
@@ -85,7 +85,7 @@ def write_dataset(samples: SyntheticSamples, out: Path) -> Iterable[str]:
         raise ValueError(f"{out / 'data.json'} exists: give --out a new folder")
     (out / "images").mkdir(parents=True, exist_ok=True)
     records = []
-    for sample in samples:
+    for sample in map(samples.__getitem__, range(len(samples))):
         name = f"images/{sample.id}.png"
         sample.load_images()[0].save(out / name)
         records.append({"id": sample.id, "image": name, "conversations": _conversations(sample), **_extras(sample)})

@@ -10,6 +10,7 @@ PHRASINGS = ["What is the {1} of {0}?", "What is in row {0}, column {1}?"]
 
 
 def draw(canvas: Canvas, content: Content) -> list[Question]:
+    """Writes a table with row and column headers and asks for every cell."""
     rng = content.rng
     width = rng.choice((2, 3))  # characters of a value
     columns = 3 if width == 2 else 2

@@ -8,6 +8,7 @@ from vision_remember.data.synthetic.question import Question, ask
 
 
 def draw(canvas: Canvas, content: Content) -> list[Question]:
+    """Writes 3 to 5 lines of a word and a code, and asks for lines, first words and codes."""
     rng = content.rng
     count = rng.randrange(3, 6)
     step = 2
