@@ -61,6 +61,7 @@ def assemble(
     model.model.vision_tower.load_state_dict(encoder.state_dict())
     causal_lm = _load(AutoModelForCausalLM, text, AutoConfig.from_pretrained(text)).eval()
     _copy_language_model(model, causal_lm)
+    config.vision_token_rms = _token_rms(causal_lm)
     _check_text_path(model, causal_lm)
     eos = causal_lm.generation_config.eos_token_id
     model.generation_config = GenerationConfig(
@@ -69,6 +70,16 @@ def assemble(
         suppress_tokens=[config.image_token_id],  # a generated placeholder would have no image
     )
     return model
+
+
+@torch.no_grad()
+def _token_rms(causal_lm: PreTrainedModel) -> float:
+    """The usual size of a text embedding, which vision tokens then keep (our choice; LLaVA does not rescale).
+
+    Encoders leave features far larger than a decoder's embeddings. What its layers add to such a token is lost beside it, so the decoder
+    reads the token but cannot work on it: measured on the embedded pair, 43 times too large and no question answered.
+    """
+    return causal_lm.get_input_embeddings().weight.float().pow(2).mean(dim=1).sqrt().median().item()
 
 
 def _joint_config(

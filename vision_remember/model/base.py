@@ -132,6 +132,8 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
                 f"{self.encoder_level_indices}; encode the images with this model"
             )
         tokens = self.multi_modal_projector(self._features(levels, self.multi_modal_projector))
+        if self.config.vision_token_rms is not None:
+            tokens = nn.functional.rms_norm(tokens, tokens.shape[-1:]) * self.config.vision_token_rms
         memory = None
         if self.refusion.layers:
             memory = pack(self.refusion.memory(self._features(levels, self.refusion), self.token_grid))

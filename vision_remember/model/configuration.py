@@ -48,6 +48,7 @@ class VisionRememberConfig(PreTrainedConfig):
         turn_end_token_id: Closes a chat turn.
         user_header_length: Tokens of "user\\n" after the opening; they are no user text.
         num_prefix_tokens: Tokens an encoder puts before its patches (CLIP's class token: 1; SigLIP: 0); they are dropped.
+        vision_token_rms: Root mean square that every vision token is scaled to before the decoder; None leaves the projector's scale.
         tie_word_embeddings: As in the text config.
     """
 
@@ -66,6 +67,7 @@ class VisionRememberConfig(PreTrainedConfig):
     turn_end_token_id: int = 151645
     user_header_length: int = 2
     num_prefix_tokens: int = 1
+    vision_token_rms: float | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
