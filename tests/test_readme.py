@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vision_remember.data.synthetic import make_sample
+from vision_remember.data.synthetic import make_page
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,7 +26,7 @@ def test_the_python_blocks_run(tmp_path: Path) -> None:
         else:
             script.append(block["code"])
     assert len(script) == README.count("<!-- run -->") == 3
-    make_sample("form", "test", 0, 0).image.save(tmp_path / "page.png")
+    make_page("form", "test", 0, 0).image.save(tmp_path / "page.png")
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(script)],

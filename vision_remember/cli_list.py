@@ -5,6 +5,7 @@ how many tokens and parameters that makes.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,7 +32,7 @@ def projectors() -> list[dict]:
     found = []
     for name in plugins.names("projectors"):
         with torch.device("meta"):
-            projector = build_projector(name, feature_width=PAPER.feature_width, text_width=PAPER.text_width)
+            projector: Any = build_projector(name, feature_width=PAPER.feature_width, text_width=PAPER.text_width)
         tokens = projector.tokens_out(PATCHES).num_cells
         found.append(
             {"name": name, "about": _about("projectors", name), "tokens": tokens, "parameters": _count(projector)}

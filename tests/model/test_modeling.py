@@ -40,7 +40,7 @@ def state_over(model, embeds):
     from vision_remember.model.rows import state_of_chunk
 
     ids = torch.full(embeds.shape[:2], 7)
-    ids[:, 5], ids[:, 6:10], ids[:, 12] = (
+    ids[:, 5], ids[:, 6:10], ids[:, 11] = (
         model.config.turn_start_token_id,
         model.config.image_token_id,
         model.config.turn_end_token_id,
@@ -66,7 +66,7 @@ def test_a_fresh_model_says_what_its_language_model_says_bit_for_bit(build, base
             language_model(**part, past_key_values=caches[0], use_cache=True).logits for part in (first, second)
         ]
         hidden = [
-            model.model.language_model(**first, **state_over(model, embeds), past_key_values=caches[1], use_cache=True),
+            model.model.language_model(**first, **state_over(model, embeds[:, :12]), past_key_values=caches[1], use_cache=True),
             model.model.language_model(**second, past_key_values=caches[1], use_cache=True),
         ]
         for part, states in zip(expected, hidden, strict=True):

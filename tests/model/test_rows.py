@@ -48,7 +48,7 @@ def test_an_answer_or_a_later_turn_never_reaches_the_guided_token(build, process
     head = ask("What is the total?", page(1))
     one, other = (
         processor.pad([processor.encode([*head, {"role": "assistant", "content": answer}, *ask(later)])], side="right")
-        for answer, later in (("42", "Is it much?"), ("17", "Why so few?"))
+        for answer, later in (("42", "1 2 3"), ("17", "3 2 1"))
     )
     assert one["input_ids"].shape == other["input_ids"].shape
     length = len(processor.encode(head, add_generation_prompt=True).input_ids)

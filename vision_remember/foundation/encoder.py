@@ -78,8 +78,8 @@ def _batch(seed: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
     rng = random.Random(f"{seed}/encoder/{step}")
     kinds = families()
     pages = [make_page(rng.choice(kinds), "train", seed, step * BATCH + place) for place in range(BATCH)]
-    pixels = np.stack([np.asarray(page.image) for page in pages]).astype(np.float32) / 255
-    pixels = torch.from_numpy((pixels - MEAN) / STD).permute(0, 3, 1, 2).contiguous()
+    images = np.stack([np.asarray(page.image) for page in pages]).astype(np.float32) / 255
+    pixels = torch.from_numpy((images - MEAN) / STD).permute(0, 3, 1, 2).contiguous()
     cells = torch.from_numpy(np.stack([page.cells for page in pages])).flatten(1)
     colours = torch.from_numpy(np.stack([page.colours for page in pages])).flatten(1)
     return pixels, cells, colours

@@ -75,6 +75,8 @@ class VisionRememberConfig(PreTrainedConfig):
         for room in ("projector", "refusion"):
             if not isinstance(getattr(self, room), dict | None):
                 raise ValueError(f"{room} must be a dict with 'type', got {getattr(self, room)!r}")
+            if getattr(self, room) and "type" not in getattr(self, room):
+                raise ValueError(f"{room} options {getattr(self, room)} lack 'type', a file name in {room}")
         self.projector = _plain(self.projector or {"type": "mlp"})
         self.refusion = _plain(self.refusion or {"type": "none"})
         super().__post_init__(**kwargs)

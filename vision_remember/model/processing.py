@@ -115,11 +115,11 @@ class VisionRememberProcessor(ProcessorMixin):
     def images_of(self, messages: Messages, images: Sequence[Image.Image] | None = None) -> Sequence[Image.Image]:
         """The images of a conversation in reading order: those given beside the messages, or those that the parts carry."""
         carried = carried_images(messages)
-        if images is not None and carried:
+        if images and carried:
             raise ValueError(
                 f"{len(carried)} images inside the messages and {len(images)} beside them; pass one or the other"
             )
-        return carried if images is None else images
+        return images or carried
 
     def canvases(self, images: Sequence[Image.Image]) -> list[Image.Image]:
         """RGB images as the encoder sees them, each fitted whole onto its canvas."""
