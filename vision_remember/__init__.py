@@ -10,10 +10,12 @@ from vision_remember.model import (
     VisionRememberModel,
     VisionRememberProcessor,
 )
+from vision_remember.model.engine import Engine
 from vision_remember.projectors import build_projector
 
 __version__ = "0.1.0"
 __all__ = [
+    "Engine",
     "Grid",
     "VisionFeatures",
     "VisionRememberConfig",

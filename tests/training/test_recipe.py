@@ -1,4 +1,5 @@
 import typing
+from pathlib import Path
 
 import pytest
 import yaml
@@ -159,3 +160,15 @@ def test_parts_are_those_of_the_model():
 
 def test_the_resolved_recipe_is_plain_yaml(recipe_file):
     assert yaml.safe_load(load_recipe(recipe_file).to_yaml())["training"]["trainable"] == ["projector", "refusion"]
+
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+STAGES = [
+    path for path in sorted(RECIPES.rglob("*.yaml")) if "\nrows:" not in path.read_text()
+]  # the others are comparisons
+
+
+@pytest.mark.parametrize("path", STAGES, ids=lambda path: str(path.relative_to(RECIPES)))
+def test_shipped_recipes_are_well_formed_before_any_stage_has_run(path):
+    recipe = load_recipe(path, ["model.checkpoint=scratch"])
+    assert set(recipe.training.trainable) <= recipe.training.learning_rates.keys()

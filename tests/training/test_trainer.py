@@ -172,6 +172,16 @@ def test_a_finished_run_is_left_as_it_is(make_recipe, tmp_path):
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
 
 
+def test_a_run_killed_after_its_last_checkpoint_only_writes_its_model(make_recipe, tmp_path):
+    recipe, run = make_recipe(), tmp_path / "run"
+    before = load_file(train(recipe, output_dir=run) / "model.safetensors")
+    (run / "summary.json").unlink()
+    (run / "model/model.safetensors").unlink()
+    train(recipe, output_dir=run, resume=True)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(run).items())
+    assert len(metrics(run)) == 6
+
+
 def test_accumulated_micro_batches_are_the_big_batch(make_recipe, tmp_path):
     """Token-weighted: rows of unequal length, so a mean of means would differ. Tolerance: float32 sums in another order."""
     losses = []
