@@ -21,7 +21,9 @@ def test_weights_are_safetensors_with_a_card_and_no_machine_path():
     assert (WEIGHTS / "README.md").is_file()
     for folder in (folder for folder in WEIGHTS.iterdir() if folder.is_dir()):
         assert {file.suffix for file in folder.iterdir()} <= {".safetensors", ".json", ".jinja"}
-        assert "/home/" not in (folder / "config.json").read_text() and "/tmp/" not in (folder / "config.json").read_text()
+        assert (
+            "/home/" not in (folder / "config.json").read_text() and "/tmp/" not in (folder / "config.json").read_text()
+        )
 
 
 def test_llava_vr_tiny_answers():

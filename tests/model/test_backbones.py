@@ -56,6 +56,13 @@ def test_the_vision_half_of_a_whole_clip_is_found(tmp_path, backbones):
     assert torch.equal(model.model.vision_tower.encoder.layers[0].mlp.fc1.weight, weight)
 
 
+def test_vision_tokens_have_the_usual_size_of_a_text_embedding(backbones, build):
+    model = build(NONE)
+    sizes = AutoModelForCausalLM.from_pretrained(backbones[1]).get_input_embeddings().weight.pow(2).mean(1).sqrt()
+    tokens = torch.cat(model.get_image_features(torch.randn(2, 3, 48, 48)).pooler_output)
+    torch.testing.assert_close(tokens.pow(2).mean(1).sqrt(), sizes.median().expand(len(tokens)), rtol=1e-3, atol=0)
+
+
 def test_one_seed_starts_a_projector_alike_beside_every_refusion_method(backbones):
     none, remember = (
         from_backbones(*backbones, projector=AVG_POOL, refusion=refusion, seed=3) for refusion in (NONE, V1)

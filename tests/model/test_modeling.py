@@ -56,7 +56,7 @@ def test_a_fresh_model_says_what_its_language_model_says_bit_for_bit(build, base
     model = build(METHODS[method])
     inputs = {"inputs_embeds": embeds, "attention_mask": mask}
     if mode == "checkpointing":
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
         model.train()
     if mode == "cache":
         caches = [DynamicCache(config=language_model.config), DynamicCache(config=language_model.config)]
@@ -66,7 +66,9 @@ def test_a_fresh_model_says_what_its_language_model_says_bit_for_bit(build, base
             language_model(**part, past_key_values=caches[0], use_cache=True).logits for part in (first, second)
         ]
         hidden = [
-            model.model.language_model(**first, **state_over(model, embeds[:, :12]), past_key_values=caches[1], use_cache=True),
+            model.model.language_model(
+                **first, **state_over(model, embeds[:, :12]), past_key_values=caches[1], use_cache=True
+            ),
             model.model.language_model(**second, past_key_values=caches[1], use_cache=True),
         ]
         for part, states in zip(expected, hidden, strict=True):
@@ -119,7 +121,7 @@ def test_activation_checkpointing_changes_neither_loss_nor_gradients(build, proc
     for is_checkpointed in (False, True):
         model = stir(build(METHODS[method])).train()
         if is_checkpointed:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         loss = model(**batch).loss
         loss.backward()
         runs.append((loss, gradients(model)))

@@ -1,4 +1,4 @@
-"""Makes everything in `weights/` again: encoder, language model, the align checkpoints, LLaVA-VR-tiny."""
+"""Makes everything in `weights/` again: encoder, language model, LLaVA-VR-tiny."""
 
 from __future__ import annotations
 
@@ -11,11 +11,6 @@ from vision_remember.training.recipe import load_recipe
 from vision_remember.training.trainer import train
 
 RECIPES = Path("recipes") / "tiny"
-ALIGNED = {
-    "align_mlp": ["model.projector={type: mlp}", "model.refusion={type: none}"],
-    "align_avg_pool": ["model.refusion={type: none}"],
-    "align_remember": [],
-}
 
 
 def build(out: Path, *, seed: int = 0) -> Path:
@@ -39,15 +34,13 @@ def build(out: Path, *, seed: int = 0) -> Path:
         pretrain_encoder(weights, seed)
     if not (weights / "language_model" / "config.json").exists():
         pretrain_language_model(weights, seed)
-    backbones = [f"model.vision={weights / 'encoder'}", f"model.text={weights / 'language_model'}"]
-    for name, row in ALIGNED.items():
-        _stage(RECIPES / "align.yaml", [*backbones, *row], out, name)
-    _stage(RECIPES / "llava_vr_tiny.yaml", [f"model.checkpoint={weights / 'align_remember'}"], out, "llava_vr_tiny")
+    if not (weights / "llava_vr_tiny").exists():
+        backbones = [f"model.vision={weights / 'encoder'}", f"model.text={weights / 'language_model'}"]
+        aligned = _stage(out / "align", "align.yaml", backbones)
+        tiny = _stage(out / "llava_vr_tiny", "llava_vr_tiny.yaml", [f"model.checkpoint={aligned}"])
+        shutil.copytree(tiny, weights / "llava_vr_tiny")
     return weights
 
 
-def _stage(recipe: Path, overrides: list[str], out: Path, name: str) -> None:
-    target = out / "weights" / name
-    if not target.exists():
-        model = train(load_recipe(recipe, overrides), output_dir=out / name, resume=(out / name).exists())
-        shutil.copytree(model, target)
+def _stage(folder: Path, recipe: str, overrides: list[str]) -> Path:
+    return train(load_recipe(RECIPES / recipe, overrides), output_dir=folder, resume=folder.exists())
