@@ -16,6 +16,7 @@ from rich.console import Console, RenderableType
 
 HERE = Path(__file__).parent
 RECIPES = (HERE / "recipes", HERE.parent / "recipes")  # installed, and in a checkout
+SHIPPED = "embedded/llava_vr_tiny"
 DEMO_PAGE = ("table", "test", 0, 0)  # family, split, seed, index
 
 
@@ -43,7 +44,7 @@ def demo(out: Path) -> Report:
     out.mkdir(parents=True, exist_ok=True)
     picture = out / "page.png"
     page.image.save(picture)
-    answered = ask(picture, asked.question, model="embedded/llava_vr_tiny", explain=out / "page_explained.png")
+    answered = ask(picture, asked.question, model=SHIPPED, explain=out / "page_explained.png")
     console = Console(stderr=True)
     console.print(
         f"{picture}: {asked.question}\n  the model says {answered.text!r}, the page says {asked.answer!r}",
@@ -57,13 +58,12 @@ def demo(out: Path) -> Report:
 def ask(image: Path, question: str, *, model: str, max_new_tokens: int = 64, explain: Path | None = None) -> Report:
     """Answer a question about an image; with `explain`, also draw where the vision tokens looked."""
     from vision_remember.data.images import decode_image
+    from vision_remember.model.chat import first_question
     from vision_remember.model.engine import Engine, Request
 
     if explain is not None and (explain.suffix.lower() != ".png" or not explain.parent.is_dir()):
         raise ValueError(f"--explain {explain}: name a .png file in a folder that exists")
-    # A first question as training data in LLaVA's layout spells it: the image, a line break, the words.
-    content = [{"type": "image"}, {"type": "text", "text": f"\n{question}"}]
-    request = Request(messages=[{"role": "user", "content": content}], images=[decode_image(image)])
+    request = Request(first_question(question, num_images=1), [decode_image(image)])
     engine = Engine.load(model_folder(model))
     if explain is None:
         [answer] = engine.answer([request], max_new_tokens=max_new_tokens)
@@ -196,20 +196,18 @@ def foundation_build(out: Path) -> Report:
 
 
 def model_folder(name: str) -> str:
-    """The folder or hub id a user means by `--model`.
+    """The folder or hub id a user means by `--model`; a folder that is not there is not looked for on the hub.
 
     Raises:
         ValueError: a shipped model or a folder that does not exist.
     """
-    from vision_remember.training.recipe import model_path
+    from vision_remember.model.embedded import model_path
 
     path = Path(model_path(name))
-    if path.is_dir() or (not name.startswith("embedded/") and name.count("/") == 1 and not path.parent.exists()):
-        return str(path)
-    shipped = sorted(
-        f"embedded/{config.parent.name}" for config in (HERE / "foundation" / "weights").glob("*/processor_config.json")
-    )
-    raise ValueError(f"no model folder {name}; give one that training wrote, a hub id, or one of {', '.join(shipped)}")
+    is_hub_id = name.count("/") == 1 and not path.parent.exists()
+    if not path.is_dir() and not is_hub_id:
+        raise ValueError(f"no model folder {name}; give one that training wrote, ORG/NAME of the hub, or {SHIPPED}")
+    return str(path)
 
 
 def recipe_file(name: str) -> Path:
