@@ -167,6 +167,7 @@ def test_data_is_made_shown_and_checked(tmp_path: Path) -> None:
         ("ask absent.png What?", "absent.png"),
         ("ask {page} What? --model embedded/lava", "embedded/lava"),
         ("ask {page} What? --model ./absent", "./absent"),
+        ("ask {page} What? --model embedded/encoder", "embedded/encoder"),
         ("ask {page} What? --explain look.gif", "look.gif"),
         ("train absent.yaml", "absent.yaml"),
         ("compare absent.yaml --out {tmp}/out", "absent.yaml"),

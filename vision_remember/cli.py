@@ -199,7 +199,7 @@ def model_folder(name: str) -> str:
     """The folder or hub id a user means by `--model`; a folder that is not there is not looked for on the hub.
 
     Raises:
-        ValueError: a shipped model or a folder that does not exist.
+        ValueError: a shipped model or a folder that does not exist, or is a model of another kind.
     """
     from vision_remember.model.embedded import model_path
 
@@ -207,6 +207,11 @@ def model_folder(name: str) -> str:
     is_hub_id = name.count("/") == 1 and not path.parent.exists()
     if not path.is_dir() and not is_hub_id:
         raise ValueError(f"no model folder {name}; give one that training wrote, ORG/NAME of the hub, or {SHIPPED}")
+    config = path / "config.json"
+    if path.is_dir() and not (config.is_file() and '"vision_remember"' in config.read_text(encoding="utf-8")):
+        raise ValueError(
+            f"{name} holds no model of this package; backbones are joined to one by training them together"
+        )
     return str(path)
 
 

@@ -7,9 +7,12 @@ The measure is our choice.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -63,27 +66,27 @@ def draw_looks(
     figure = Figure(figsize=(PANEL_INCHES * (1 + len(attention)), PANEL_INCHES + 0.6), layout="constrained")
     panels = figure.subplots(1, 1 + len(attention), squeeze=False)[0]
     figure.suptitle(title.replace("$", r"\$"), fontsize=11)
+    place: dict[str, Any] = {
+        "extent": (0, fine.width, fine.height, 0),
+        "aspect": image.height * fine.width / (image.width * fine.height),
+    }
     for panel in panels:
-        panel.imshow(image, extent=(0, fine.width, fine.height, 0))
-        panel.set(xticks=[], yticks=[], aspect=image.height * fine.width / (image.width * fine.height))
+        panel.imshow(image, **place)
+        panel.set(xticks=[], yticks=[])
     for row in range(1, coarse.height):
         panels[0].axhline(row * fine.height / coarse.height, color="tab:blue", linewidth=0.6)
     for column in range(1, coarse.width):
         panels[0].axvline(column * fine.width / coarse.width, color="tab:blue", linewidth=0.6)
     panels[0].set_title(f"{coarse.num_cells} vision tokens", fontsize=9)
+    shades = ScalarMappable(Normalize(vmin=1, vmax=STRONGEST), cmap="YlOrRd")
     for panel, (layer, weights) in zip(panels[1:], sorted(attention.items()), strict=True):
-        heat = panel.imshow(
-            looked(weights.cpu(), seen, fine),
-            extent=(0, fine.width, fine.height, 0),
-            cmap="inferno",
-            alpha=0.6,
-            vmin=0,
-            vmax=STRONGEST,
-        )
+        ratio = looked(weights.cpu(), seen, fine)
+        # Patches that drew no more than their share stay as they are on the page.
+        opacity = ((ratio - 1) / (STRONGEST - 1)).clamp(0, 1).sqrt() * 0.6
+        panel.imshow(ratio, **place, cmap=shades.cmap, norm=shades.norm, alpha=opacity.numpy())
         panel.set_title(f"after layer {layer}" if layer >= 0 else "before layer 0", fontsize=9)
-        figure.colorbar(
-            heat, ax=panel, fraction=0.046, label="attention / even attention" if panel is panels[-1] else None
-        )
+    if attention:
+        figure.colorbar(shades, ax=panels, fraction=0.02, label="attention / even attention")
     return figure
 
 
