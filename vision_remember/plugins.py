@@ -1,9 +1,9 @@
 """Plug-ins: the name of a file in a room is the name of the method in it.
 
 ``load("projectors", "avg_pool")`` is the module ``vision_remember/projectors/avg_pool.py``. A plug-in file defines a
-frozen, keyword-only dataclass ``Config`` and the class its room asks for (``Projector``, ``Refusion``); files without a
-``Config`` are parts of the room itself. Options come from JSON or YAML and are checked here, so that a misspelt key or a
-value of the wrong type never survives loading.
+frozen, keyword-only dataclass ``Config`` and the class its room asks for (``Projector``, ``Refusion``), and says where it
+comes from in a constant ``ORIGIN``; files without a ``Config`` are parts of the room itself. Options come from JSON or
+YAML and are checked here, so that a misspelt key or a value of the wrong type never survives loading.
 """
 
 import dataclasses
@@ -16,6 +16,21 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 _packages: dict[str, list[str]] = {}  # packages outside ours that add files to a room
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a plug-in comes from; the constant ``ORIGIN`` of its file, shown by ``vision-remember list``.
+
+    Attributes:
+        paper: The paper that describes it: ``"arXiv 2405.20985"``.
+        code: The published code it agrees with, as owner/repository, with the file where a repository holds many.
+        licence: Licence of that code.
+    """
+
+    paper: str | None = None
+    code: str | None = None
+    licence: str | None = None
 
 
 def add_package(room: str, package: str) -> None:
@@ -39,6 +54,11 @@ def load(room: str, name: str) -> types.ModuleType:
     if name not in plugins:
         raise ValueError(f"{room} has no {name!r}{_nearest(name, plugins)}")
     return plugins[name]
+
+
+def origin(room: str, name: str) -> Origin:
+    """Where one plug-in comes from; empty when its file does not say."""
+    return vars(load(room, name)).get("ORIGIN", Origin())
 
 
 def build_config(room: str, options: Mapping[str, Any]) -> Any:

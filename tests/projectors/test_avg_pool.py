@@ -3,8 +3,26 @@
 import pytest
 import torch
 
+from tests.projectors import parity
 from vision_remember.geometry import Grid, VisionFeatures
 from vision_remember.projectors import build_projector
+
+OPTIONS = {"type": "avg_pool"}
+SHAPES = {
+    "mlp_projector.0.weight": (4, 3),
+    "mlp_projector.0.bias": (4,),
+    "mlp_projector.2.weight": (4, 4),
+    "mlp_projector.2.bias": (4,),
+}
+
+
+def pooled_to(coarse):
+    def plain(weights, features):
+        x = features.level(-2)
+        tokens = [x[:, patches].mean(1) for patches in parity.bins(features.grid, coarse)]
+        return parity.mlp(torch.stack(tokens, 1), weights, "mlp_projector.0", "mlp_projector.2")
+
+    return plain
 
 
 @pytest.mark.parametrize(
@@ -19,26 +37,35 @@ from vision_remember.projectors import build_projector
     ids=str,
 )
 def test_tokens_are_the_projected_means_of_their_bins(fine, scale, coarse):
-    torch.manual_seed(0)
-    projector = build_projector("avg_pool", feature_width=3, text_width=4, scale=scale).double()
-    x = torch.randn(2, fine.num_cells, 3, dtype=torch.float64)
-    means = []
-    for row in range(coarse.height):
-        for column in range(coarse.width):
-            top, bottom = row * fine.height // coarse.height, -(-(row + 1) * fine.height // coarse.height)
-            left, right = column * fine.width // coarse.width, -(-(column + 1) * fine.width // coarse.width)
-            means.append(x.view(2, fine.height, fine.width, 3)[:, top:bottom, left:right].mean((1, 2)))
-    assert projector.tokens_out(fine) == coarse
-    tokens = projector(VisionFeatures(levels={-2: x}, grid=fine))
-    torch.testing.assert_close(tokens, projector.mlp(torch.stack(means, 1)))
+    options = {**OPTIONS, "scale": scale}
+    assert build_projector(**options, feature_width=3, text_width=4).tokens_out(fine) == coarse
+    parity.agrees(options, SHAPES, pooled_to(coarse), fine, 3, 4)
+
+
+def test_the_weights_of_deco_load_or_are_refused_by_name():
+    parity.loads_strictly(OPTIONS, SHAPES, 3, 4, prefixes=("model.mm_projector.", "mm_projector."))
+
+
+def test_the_weights_of_a_llava_projector_load_as_well():
+    shapes = {name.removeprefix("mlp_projector."): shape for name, shape in SHAPES.items()}
+    parity.loads_strictly(OPTIONS, shapes, 3, 4, prefixes=("model.mm_projector.",))
+
+
+def test_one_linear_is_enough_for_depth_one():
+    projector = build_projector("avg_pool", feature_width=3, text_width=4, depth=1)
+    assert {name: tuple(p.shape) for name, p in projector.named_parameters()} == {
+        "mlp.0.weight": (4, 3),
+        "mlp.0.bias": (4,),
+    }
 
 
 def test_any_number_of_tokens_can_be_asked_for_and_keeps_the_shape_of_the_grid():
     projector = build_projector("avg_pool", feature_width=3, text_width=4)
+    assert projector.tokens_out(Grid(24, 24)) == Grid(12, 12)
     assert projector.tokens_out(Grid(24, 24), num_tokens=36) == Grid(6, 6)
     assert projector.tokens_out(Grid(12, 24), num_tokens=32) == Grid(4, 8)
-    with pytest.raises(ValueError, match="4x6 grid into 5x5 tokens"):
-        projector(VisionFeatures(levels={-2: torch.zeros(1, 24, 3)}, grid=Grid(4, 6)), num_tokens=25)
+    with pytest.raises(ValueError, match="5x5 tokens of a 4x6 grid"):
+        projector.tokens_out(Grid(4, 6), num_tokens=25)
 
 
 def test_padding_patches_do_not_count():
@@ -55,6 +82,7 @@ def test_padding_patches_do_not_count():
     torch.testing.assert_close(tokens[0], projector.mlp(means))
 
 
-def test_a_scale_below_one_is_refused():
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        build_projector("avg_pool", feature_width=3, text_width=4, scale=0)
+@pytest.mark.parametrize("option", ["scale", "depth"])
+def test_a_number_below_one_is_refused(option):
+    with pytest.raises(ValueError, match=f"{option} is at least 1, got 0"):
+        build_projector("avg_pool", feature_width=3, text_width=4, **{option: 0})

@@ -1,10 +1,16 @@
 """What every projector must do, for every file of the room and every choice of its options. No projector is named here."""
 
+import contextlib
 import dataclasses
+import inspect
+import itertools
+import sys
+import textwrap
 import typing
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from vision_remember import plugins
 from vision_remember.geometry import Grid, VisionFeatures
@@ -13,16 +19,35 @@ from vision_remember.projectors import build_projector
 C, D = 12, 16
 SQUARE = Grid(6, 6)  # divisible by 1, 2, 3 and 6
 
+# Published defaults are for grids of 24x24 and widths of thousands. Whoever has such an option gets it in the size of these tests.
+TINY = {
+    "patch_grid": (SQUARE.height, SQUARE.width),
+    "token_grid": (3, 3),
+    "width": 8,
+    "depth": 2,
+    "num_heads": 2,
+    "num_kv_heads": 1,
+    "head_width": 4,
+    "num_queries": 9,
+    "num_latents": 9,
+}
+
 
 def variants():
     """Each plug-in with its defaults, and once with every value of every ``Literal`` option."""
     for name in plugins.names("projectors"):
-        yield pytest.param({"type": name}, id=name)
         hints = typing.get_type_hints(plugins.load("projectors", name).Config)
+        options = {"type": name, **{key: value for key, value in TINY.items() if key in hints}}
+        yield pytest.param(options, id=name)
         for key, hint in hints.items():
             if typing.get_origin(hint) is typing.Literal:
                 for value in typing.get_args(hint):
-                    yield pytest.param({"type": name, key: value}, id=f"{name}-{key}={value}")
+                    yield pytest.param({**options, key: value}, id=f"{name}-{key}={value}")
+
+
+def pytest_generate_tests(metafunc):
+    if "options" in metafunc.fixturenames:
+        metafunc.parametrize("options", variants())
 
 
 def build(options):
@@ -34,9 +59,6 @@ def features(projector, grid=SQUARE, batch=2, dtype=torch.float32):
     generator = torch.Generator().manual_seed(1)
     levels = {i: torch.randn(batch, grid.num_cells, C, generator=generator).to(dtype) for i in projector.levels}
     return VisionFeatures(levels=levels, grid=grid)
-
-
-pytestmark = pytest.mark.parametrize("options", list(variants()))
 
 
 def test_the_config_is_frozen_and_has_defaults_for_everything(options):
@@ -124,6 +146,37 @@ def test_the_graph_is_whole_under_dynamo(options):
     assert torch.equal(compiled(features(projector)), projector(features(projector)))
 
 
+def test_checkpointed_activations_give_the_same_gradients(options):
+    gradients = []
+    for run in (lambda projector, seen: projector(seen), lambda *call: checkpoint(*call, use_reentrant=False)):
+        projector = build(options)
+        run(projector, features(projector)).square().sum().backward()
+        gradients.append([parameter.grad for parameter in projector.parameters()])
+    assert all(torch.equal(kept, recomputed) for kept, recomputed in zip(*gradients, strict=True))
+
+
+def test_no_image_gives_no_token(options):
+    projector = build(options)
+    tokens = projector(features(projector, batch=0))
+    assert tokens.shape == (0, projector.tokens_out(SQUARE).num_cells, D)
+    tokens.sum().backward()
+
+
+def test_the_weights_of_an_original_are_refused_where_they_do_not_fit(options):
+    projector = build(options)
+    if not hasattr(projector, "load_original"):
+        pytest.skip("not published elsewhere")
+    before = {name: value.clone() for name, value in projector.state_dict().items()}
+    with pytest.raises(ValueError, match="missing: .*\n  unexpected: no_such_weight"):
+        projector.load_original({"no_such_weight": torch.zeros(1)})
+    assert all(torch.equal(value, before[name]) for name, value in projector.state_dict().items())
+
+
+def test_the_origin_is_stated_as_the_list_shows_it(options):
+    assert isinstance(plugins.origin("projectors", options["type"]), plugins.Origin)
+    assert plugins.load("projectors", options["type"]).__doc__
+
+
 def test_an_unknown_option_is_refused(options):
     with pytest.raises(ValueError, match=f"projectors/{options['type']} has no option 'sclae'"):
         build({**options, "sclae": 2})
@@ -131,13 +184,78 @@ def test_an_unknown_option_is_refused(options):
 
 def test_the_grid_matters(options):
     """Features on a transposed grid are another image: a projector that ignores the grid would not notice."""
-    projector = build(options)
+    projector = build(options).double()
     if projector.tokens_out(SQUARE) == SQUARE:
         pytest.skip("every patch keeps its own token")
+    seen = features(projector, dtype=torch.float64)
+    mixed = VisionFeatures(levels={i: x.flip(1) for i, x in seen.levels.items()}, grid=SQUARE)
+    if torch.allclose(projector(mixed), projector(seen)):
+        pytest.skip("the patches are a set to it")
     outputs = []
     for grid in (Grid(12, 6), Grid(6, 12)):
         try:
-            outputs.append(projector(features(projector, grid)))
+            outputs.append(projector(features(projector, grid, dtype=torch.float64)))
         except ValueError:
             pytest.skip(f"refuses grid {grid}")
-    assert not torch.equal(*outputs)
+    assert outputs[0].shape != outputs[1].shape or not torch.allclose(*outputs)
+
+
+DROPPED_IN = """
+    '''The mean of all patches, as often as asked for.'''
+
+    from dataclasses import dataclass
+
+    from torch import nn
+
+    from vision_remember.geometry import Grid
+
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        level: int = -2
+
+
+    class Projector(nn.Module):
+        def __init__(self, config, feature_width, text_width):
+            super().__init__()
+            self.levels, self.linear = (config.level,), nn.Linear(feature_width, text_width)
+
+        def tokens_out(self, grid, num_tokens=None):
+            if num_tokens not in (None, 1):
+                raise ValueError(f"makes 1 token of a {grid} grid, not {num_tokens}")
+            return Grid(1, 1)
+
+        def forward(self, features, num_tokens=None):
+            self.tokens_out(features.grid, num_tokens)
+            return self.linear(features.level(self.levels[0]).mean(1, keepdim=True))
+"""
+
+
+def test_one_file_in_a_plugin_package_is_found_and_passes_every_test_above(tmp_path, monkeypatch):
+    folder = tmp_path / "lab_of_one_file"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "mean_of_all.py").write_text(textwrap.dedent(DROPPED_IN))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(plugins, "_packages", {"projectors": ["lab_of_one_file"]})
+    try:
+        found = [variant.values[0] for variant in variants() if variant.id == "mean_of_all"]
+        assert found == [{"type": "mean_of_all"}]
+        passed = 0
+        for check, arguments in checks():
+            with contextlib.suppress(pytest.skip.Exception):
+                check(options=found[0], **arguments)
+                passed += 1
+        assert passed >= 15
+    finally:
+        for name in [name for name in sys.modules if name.startswith("lab_of_one_file")]:
+            del sys.modules[name]
+
+
+def checks():
+    """Every test of this file that takes options, with each of its own parameters."""
+    for name, check in globals().items():
+        if name.startswith("test_") and "options" in inspect.signature(check).parameters:
+            marks = [mark.args for mark in vars(check).get("pytestmark", ()) if mark.name == "parametrize"]
+            for values in itertools.product(*(choices for _, choices in marks)):
+                yield check, dict(zip((key for key, _ in marks), values, strict=True))

@@ -4,7 +4,11 @@ A projector is a plain ``nn.Module`` with
 
 - ``levels: tuple[int, ...]``: the encoder's ``hidden_states`` it reads;
 - ``tokens_out(grid, num_tokens=None) -> Grid``: the grid of its tokens, pure arithmetic;
-- ``forward(features, num_tokens=None) -> float[B, V, D]``, tokens in the row-major order of that grid.
+- ``forward(features, num_tokens=None) -> float[B, V, D]``, tokens in the row-major order of that grid;
+- ``load_original(state_dict)``, where weights were published: takes the parameter names of the original implementation.
+
+A file may also say where its method comes from, in the constant ``ORIGIN``. Where a projector's tokens are a set (queries
+that look at the whole image), ``tokens_out`` gives as many cells in the shape closest to the patch grid.
 """
 
 from typing import Any

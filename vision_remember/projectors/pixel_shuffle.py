@@ -1,15 +1,26 @@
 """Pixel shuffle: the patches of every cell become one long token, then project it. Lossless until the projection.
 
-Source: transformers ``models/idefics3`` and ``models/internvl`` (OpenGVLab/InternVL, ``ps_version`` v2: v1 returns a
-transposed grid); both order the channels of a token by (row in the cell, column in the cell, channel).
+Source: transformers ``models/idefics3`` (arXiv 2408.12637) and ``models/internvl`` (OpenGVLab/InternVL, arXiv 2404.16821,
+``ps_version`` v2: v1 returns a transposed grid); both order the channels of a token by (row in the cell, column in the
+cell, channel).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
 
 from vision_remember.geometry import Grid, VisionFeatures
+from vision_remember.original import load_original
+from vision_remember.plugins import Origin
+from vision_remember.projectors.mlp import linears
+
+ORIGIN = Origin(
+    paper="arXiv 2404.16821, 2408.12637",
+    code="OpenGVLab/InternVL; huggingface/transformers models/idefics3",
+    licence="MIT; Apache-2.0",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +33,7 @@ class Config:
         head: ``"internvl"`` is ``LayerNorm -> Linear -> GELU -> Linear``, ``"idefics3"`` one linear without bias.
     """
 
-    level: int = -2
+    level: int = -1
     scale: int = 2
     head: Literal["internvl", "idefics3"] = "internvl"
 
@@ -40,9 +51,7 @@ class PixelShuffle(nn.Module):
         self.levels = (config.level,)
         width = feature_width * config.scale**2
         if config.head == "internvl":
-            self.head: nn.Module = nn.Sequential(
-                nn.LayerNorm(width), nn.Linear(width, text_width), nn.GELU(), nn.Linear(text_width, text_width)
-            )
+            self.head: nn.Module = nn.Sequential(nn.LayerNorm(width), *linears(width, text_width))
         else:
             self.head = nn.Linear(width, text_width, bias=False)
 
@@ -70,6 +79,20 @@ class PixelShuffle(nn.Module):
         return self.head(
             x.transpose(2, 3).flatten(3).flatten(1, 2)
         )  # [B, h, w, scale, scale, C] -> [B, V, scale^2 * C]
+
+    def load_original(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Takes the names of the head's origin: InternVL's ``mlp1.0.weight``, transformers' ``layer_norm.weight``, or
+        Idefics3's ``connector.modality_projection.proj.weight``.
+        """
+        renames = {
+            r"mlp1\.([013])\.(weight|bias)": r"head.\1.\2",
+            r"layer_norm\.(weight|bias)": r"head.0.\1",
+            r"linear_1\.(weight|bias)": r"head.1.\1",
+            r"linear_2\.(weight|bias)": r"head.3.\1",
+            r"modality_projection\.proj\.(weight)": r"head.\1",
+        }
+        prefixes = ("multi_modal_projector.", "model.multi_modal_projector.", "connector.", "model.connector.")
+        load_original(self, state_dict, renames, prefixes=prefixes)
 
 
 Projector = PixelShuffle
