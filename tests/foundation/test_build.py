@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from vision_remember import Engine, VisionRememberForConditionalGeneration
 from vision_remember.data.synthetic import make_page
@@ -21,9 +22,9 @@ def test_weights_are_safetensors_with_a_card_and_no_machine_path():
     assert (WEIGHTS / "README.md").is_file()
     for folder in (folder for folder in WEIGHTS.iterdir() if folder.is_dir()):
         assert {file.suffix for file in folder.iterdir()} <= {".safetensors", ".json", ".jinja"}
-        assert (
-            "/home/" not in (folder / "config.json").read_text() and "/tmp/" not in (folder / "config.json").read_text()
-        )
+        for file in folder.glob("*.json"):
+            assert not any(place in file.read_text() for place in ("/home/", "/tmp/", "/root/", "/work/"))
+
 
 
 def test_llava_vr_tiny_answers():
@@ -36,6 +37,16 @@ def test_the_backbones_assemble():
         "embedded/encoder", "embedded/language_model", projector={"type": "avg_pool", "scale": 3}
     )
     assert model.config.token_grid.num_cells == 16
+
+
+@pytest.mark.parametrize("name", ["mlp", "avg_pool"])
+def test_the_projectors_are_those_of_the_aligned_rows(name):
+    start = load_file(WEIGHTS / f"projector_{name}" / "model.safetensors")
+    aligned = load_file(WEIGHTS / f"align_{name}" / "model.safetensors")
+    prefix = "model.multi_modal_projector."
+    assert {key: value.shape for key, value in start.items()} == {
+        key.removeprefix(prefix): value.shape for key, value in aligned.items() if key.startswith(prefix)
+    }
 
 
 def test_building_outside_a_checkout_is_refused(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from tests.tiny import save_language_model
 from vision_remember.data.schema import DataError
 from vision_remember.training.batches import Batches
 from vision_remember.training.features import FeatureCache
@@ -60,6 +61,22 @@ def test_a_run_that_reads_other_levels_finds_them_in_its_own_order(run):
     with torch.no_grad():
         expected = other.encode(other_batches.processor.pixels([image]))
     assert torch.allclose(features.of(key), expected, atol=1e-5)
+
+
+def test_crops_of_an_enlarged_page_are_kept_apart_from_the_page_alone(run, tmp_path):
+    cache = FeatureCache()
+    model, batches = run("model.refusion={type: none}")
+    fill(cache, model, batches)
+    deep = save_language_model(tmp_path / "deep", num_layers=4)
+    other, other_batches = run("model.refusion={type: deepstack_hd}", f"model.text={deep}")
+    keys = list(other_batches.keys())[:4]
+    plain = other_batches.collate(keys)
+    assert plain["pixel_values"].shape[1:] == (5, 3, 48, 48)
+    other_batches.use(fill(cache, other, other_batches))
+    cached = other_batches.collate(keys)
+    with torch.no_grad():
+        assert torch.allclose(other.encode(plain["pixel_values"]), cached["encoder_levels"], atol=1e-5)
+        assert torch.allclose(other(**plain).loss, other(**cached).loss, atol=1e-5)
 
 
 def test_another_encoder_gets_its_own_features(run):

@@ -6,7 +6,7 @@ import yaml
 
 from vision_remember.model.parts import PART_NAMES
 from vision_remember.training import RecipeError, load_recipe
-from vision_remember.training.recipe import EMBEDDED, TrainingSection, model_path
+from vision_remember.training.recipe import TrainingSection
 
 
 def refused(path, *overrides: str) -> list[str]:
@@ -146,11 +146,6 @@ def test_a_recipe_that_is_not_there_or_not_text_is_refused(tmp_path):
     (tmp_path / "bytes.yaml").write_bytes(b"name: \xff\xfe")
     assert "cannot be read" in refused(tmp_path / "absent.yaml")[0]
     assert "UTF-8" in refused(tmp_path / "bytes.yaml")[0]
-
-
-def test_embedded_models_are_found_inside_the_package():
-    assert model_path("embedded/encoder") == str(EMBEDDED / "encoder")
-    assert model_path("openai/clip-vit-large-patch14-336") == "openai/clip-vit-large-patch14-336"
 
 
 def test_parts_are_those_of_the_model():

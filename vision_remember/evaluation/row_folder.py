@@ -16,7 +16,8 @@ from typing import Any
 from vision_remember.evaluation.plan import Comparison, RowPlan
 from vision_remember.evaluation.records import Record, read_answers, write_answers, write_json
 from vision_remember.evaluation.results import TrainedRow
-from vision_remember.training.recipe import Recipe, model_path
+from vision_remember.model.embedded import model_path
+from vision_remember.training.recipe import Recipe
 from vision_remember.training.run_folder import SUMMARY, WATCHING
 
 CURVE_POINTS = 100

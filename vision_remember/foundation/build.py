@@ -1,16 +1,25 @@
-"""Makes everything in `weights/` again: encoder, language model, LLaVA-VR-tiny."""
+"""Makes everything in `weights/` again: encoder, language model, projectors, the aligned start of every row, LLaVA-VR-tiny."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from vision_remember.foundation.encoder import pretrain_encoder
 from vision_remember.foundation.language_model import pretrain_language_model
+from vision_remember.foundation.projector import pretrain_projector
 from vision_remember.training.recipe import load_recipe
 from vision_remember.training.trainer import train
 
 RECIPES = Path("recipes") / "tiny"
+MLP, AVG_POOL = {"type": "mlp"}, {"type": "avg_pool", "scale": 3}
+# The rows of the demo, aligned on the same pages in the same order for as many steps.
+ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "align_mlp": (MLP, {"type": "none"}),
+    "align_avg_pool": (AVG_POOL, {"type": "none"}),
+    "align_remember": (AVG_POOL, {"type": "remember"}),
+}
 
 
 def build(out: Path, *, seed: int = 0) -> Path:
@@ -18,7 +27,7 @@ def build(out: Path, *, seed: int = 0) -> Path:
 
     Args:
         out: folder of the runs; the models end in `out/weights`.
-        seed: of the backbones; the recipes name their own.
+        seed: of the backbones and projectors; the recipes name their own.
 
     Returns:
         `out/weights`.
@@ -34,13 +43,21 @@ def build(out: Path, *, seed: int = 0) -> Path:
         pretrain_encoder(weights, seed)
     if not (weights / "language_model" / "config.json").exists():
         pretrain_language_model(weights, seed)
-    if not (weights / "llava_vr_tiny").exists():
-        backbones = [f"model.vision={weights / 'encoder'}", f"model.text={weights / 'language_model'}"]
-        aligned = _stage(out / "align", "align.yaml", backbones)
-        tiny = _stage(out / "llava_vr_tiny", "llava_vr_tiny.yaml", [f"model.checkpoint={aligned}"])
-        shutil.copytree(tiny, weights / "llava_vr_tiny")
+    for projector in (MLP, AVG_POOL):
+        if not (weights / f"projector_{projector['type']}").exists():
+            pretrain_projector(weights, seed, projector)
+    for name, (projector, refusion) in ROWS.items():
+        start = {"vision": weights / "encoder", "text": weights / "language_model"}
+        start["projector_weights"] = weights / f"projector_{projector['type']}"
+        _stage(name, out, "align.yaml", {**start, "projector": projector, "refusion": refusion})
+    _stage("llava_vr_tiny", out, "llava_vr_tiny.yaml", {"checkpoint": weights / "align_remember"})
     return weights
 
 
-def _stage(folder: Path, recipe: str, overrides: list[str]) -> Path:
-    return train(load_recipe(RECIPES / recipe, overrides), output_dir=folder, resume=folder.exists())
+def _stage(name: str, out: Path, recipe: str, model: dict[str, Any]) -> None:
+    """Trains `out/NAME` and copies its model to `out/weights/NAME`."""
+    if (out / "weights" / name).exists():
+        return
+    overrides = [f"model.{key}={value}" for key, value in model.items()]
+    trained = train(load_recipe(RECIPES / recipe, overrides), output_dir=out / name, resume=(out / name).exists())
+    shutil.copytree(trained, out / "weights" / name)

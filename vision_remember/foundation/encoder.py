@@ -7,6 +7,7 @@ as CLIP stands to the paper's: pretrained, frozen, and it knows nothing of quest
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from vision_remember.data.synthetic.canvas import CELL, CELL_CLASSES, COLOUR_CLASSES, SIDE
-from vision_remember.data.synthetic.pages import families, make_page
+from vision_remember.data.synthetic.pages import Page, families, make_page
 from vision_remember.foundation.fit import Schedule, fit
 
 SCHEDULE = Schedule(steps=600, learning_rate=1.5e-3)
@@ -78,8 +79,12 @@ def _batch(seed: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
     rng = random.Random(f"{seed}/encoder/{step}")
     kinds = families()
     pages = [make_page(rng.choice(kinds), "train", seed, step * BATCH + place) for place in range(BATCH)]
-    images = np.stack([np.asarray(page.image) for page in pages]).astype(np.float32) / 255
-    pixels = torch.from_numpy((images - MEAN) / STD).permute(0, 3, 1, 2).contiguous()
     cells = torch.from_numpy(np.stack([page.cells for page in pages])).flatten(1)
     colours = torch.from_numpy(np.stack([page.colours for page in pages])).flatten(1)
-    return pixels, cells, colours
+    return pixels_of(pages), cells, colours
+
+
+def pixels_of(pages: Sequence[Page]) -> Tensor:
+    """float[B, 3, H, W], as the encoder's image processor makes them."""
+    images = np.stack([np.asarray(page.image) for page in pages]).astype(np.float32) / 255
+    return torch.from_numpy((images - MEAN) / STD).permute(0, 3, 1, 2).contiguous()

@@ -16,19 +16,26 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from vision_remember.data.synthetic.canvas import CHARACTERS
-from vision_remember.data.synthetic.pages import Page, families, make_page
+from vision_remember.data.synthetic.pages import Page, make_page
 from vision_remember.data.synthetic.samples import READ_ALL
 from vision_remember.foundation.fit import Schedule, fit
 from vision_remember.foundation.tokenizer import build_tokenizer
 
 SCHEDULE = Schedule(steps=1500, learning_rate=2e-3, warmup=50)
 LETTERS = CHARACTERS[:36]
-BATCH, PAGES_BATCH = 32, 24
+BATCH, PAGES_BATCH = 32, 16
+SHARES = {
+    "table": 0.35,
+    "chart": 0.25,
+    "text": 0.2,
+    "form": 0.15,
+    "layout": 0.05,
+}  # the shapes of a layout are no characters
 QUESTIONS = 5  # at most, a page
 # Look-up is a plateau when it is asked for at once, so it is built from its parts: until this step, these shares of the drills below.
 CURRICULUM = {275: (8, 2, 0, 0), 425: (1, 6, 3, 0), 550: (1, 2, 4, 3), 700: (1, 1, 2, 6)}
-DRILLS_AFTER = 0.15  # share of the last drills among the pages that follow
-SHORT_PAGES = 1100  # until this step, empty rows at the end of a page are left out
+DRILLS_AFTER = 0.1  # share of the last drills among the pages that follow
+DENSE_PAGES = 0.6  # share of the pages whose empty rows are left out
 
 
 def pretrain_language_model(folder: Path, seed: int) -> Qwen2ForCausalLM:
@@ -78,8 +85,8 @@ def _batch(tokenizer: PreTrainedTokenizerFast, seed: int, step: int) -> tuple[Te
             drill = rng.choices((_copying, _listing, _prompted_look_up, _look_up), shares or (0, 0, 0, 1))[0]
             rows.append(drill(tokenizer, rng))
         else:
-            page = make_page(rng.choice(families()), "train", seed, step * BATCH + place)
-            rows.append(_page(page, tokenizer, rng, is_short=step < SHORT_PAGES))
+            page = make_page(*rng.choices([*SHARES], [*SHARES.values()]), "train", seed, step * BATCH + place)
+            rows.append(_page(page, tokenizer, rng))
     longest = max(len(row.ids) for row in rows)
     ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
     labels = torch.full((len(rows), longest), -100)
@@ -147,15 +154,14 @@ def _prompted_look_up(tokenizer: PreTrainedTokenizerFast, rng: random.Random) ->
 
 
 def _entries(rng: random.Random) -> tuple[dict[str, str], str]:
-    """A few random keys with values, and what stands between them."""
+    """A few random keys of different initials with values, and what stands between them."""
 
     def draw(shortest: int, longest: int) -> str:
         return "".join(rng.choice(LETTERS) for _ in range(rng.randrange(shortest, longest + 1)))
 
     entries: dict[str, str] = {}
-    count = rng.randrange(2, 7)
-    while len(entries) < count:
-        entries[draw(1, 4)] = draw(2, 4)
+    for initial in rng.sample(LETTERS, rng.randrange(2, 7)):
+        entries[initial + draw(0, 3)] = draw(2, 4)
     return entries, rng.choice(["", ":"]) + " " * rng.randrange(0, 4)
 
 
@@ -163,11 +169,10 @@ def _list(tokenizer: PreTrainedTokenizerFast, entries: dict[str, str], gap: str)
     return _spell(tokenizer, "".join(f"{key}{gap}{value} " for key, value in entries.items()))
 
 
-def _page(page: Page, tokenizer: PreTrainedTokenizerFast, rng: random.Random, is_short: bool) -> _Chat:
+def _page(page: Page, tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> _Chat:
     """A page written as text, mostly cell by cell as an image is read, with questions or to be read out."""
-    rows = list(page.text)
-    while is_short and not rows[-1].strip():
-        rows.pop()
+    is_dense = rng.random() < DENSE_PAGES
+    rows = [row for row in page.text if row.strip() or not is_dense]
     if rng.random() < 0.75:
         written = _spell(tokenizer, "".join(rows))
     else:
@@ -176,7 +181,7 @@ def _page(page: Page, tokenizer: PreTrainedTokenizerFast, rng: random.Random, is
         (question.question, question.answer)
         for question in rng.sample(page.questions, min(QUESTIONS, len(page.questions)))
     ]
-    if page.transcript and rng.random() < 0.3:
+    if page.transcript and rng.random() < 0.15:
         turns = [(READ_ALL, page.transcript), *turns[:1]]
     chat = _Chat(tokenizer)
     for place, (question, answer) in enumerate(turns):

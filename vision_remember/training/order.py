@@ -76,6 +76,7 @@ def open_source(source: SourceSection) -> SampleSequence:
         families=pages.families,
         questions=pages.questions,
         transcript=pages.transcript,
+        as_text=pages.as_text,
     )
 
 

@@ -18,11 +18,11 @@ import yaml
 
 from vision_remember import plugins
 from vision_remember.data.synthetic import families
+from vision_remember.model.embedded import model_path
 from vision_remember.model.parts import PART_NAMES
 from vision_remember.training.located import read
 from vision_remember.training.strict import bind, nearest, number
 
-EMBEDDED = Path(__file__).parents[1] / "foundation" / "weights"
 SCRATCH = "scratch"
 
 
@@ -35,6 +35,7 @@ class ModelSection:
         checkpoint: model folder to start from; its projector and re-fusion must be the ones named here. `scratch` says that training
             the LM without an align stage is meant.
         projector, refusion: `{type: ..., options}`, checked by the plug-in's own Config.
+        projector_weights: folder or `embedded/NAME` whose `model.safetensors` the projector starts from, where there is no checkpoint.
     """
 
     vision: str | None = None
@@ -42,6 +43,7 @@ class ModelSection:
     checkpoint: str | None = None
     projector: dict[str, Any]
     refusion: dict[str, Any] = field(default_factory=lambda: {"type": "none"})
+    projector_weights: str | None = None
 
     @property
     def start(self) -> str | None:
@@ -50,14 +52,23 @@ class ModelSection:
 
     def problems(self) -> Iterable[tuple[str, str]]:
         """Missing backbones or start folder, and options the plug-ins refuse."""
-        if self.start is None:
-            for key, name in (("vision", self.vision), ("text", self.text)):
-                if name is None:
-                    yield key, "a model without a checkpoint needs this backbone, a folder or a hub id"
-                elif name.startswith("embedded/") and not Path(model_path(name)).is_dir():
-                    yield key, f"{name} is not in the package; it has {', '.join(_embedded())}"
-        elif not (Path(self.start) / "config.json").is_file():
-            yield "checkpoint", f"{self.checkpoint} holds no model; train the stage before this one first"
+        if self.checkpoint in (None, SCRATCH):
+            starts = {"vision": self.vision, "text": self.text}
+            if self.projector_weights is not None:
+                starts["projector_weights"] = self.projector_weights
+        else:
+            starts = {"checkpoint": self.checkpoint}
+        for key, name in starts.items():
+            if name is None:
+                yield key, "a model without a checkpoint needs this backbone, a folder or a hub id"
+                continue
+            try:
+                folder = Path(model_path(name))
+            except ValueError as error:
+                yield key, str(error)
+                continue
+            if key == "checkpoint" and not (folder / "config.json").is_file():
+                yield key, f"{name} holds no model; train the stage before this one first"
         for key, room in (("projector", "projectors"), ("refusion", "refusion")):
             options = getattr(self, key)
             try:
@@ -71,7 +82,8 @@ class ModelSection:
 class SyntheticSection:
     """Pages rendered from a seed: `count` of them, from one split, over the named families (all when None).
 
-    `questions` is the most questions kept of a page; None keeps all. `transcript` asks for everything written on it first.
+    `questions` is the most questions kept of a page; None keeps all. `transcript` asks for the whole page first, as lines or cell by cell.
+    `as_text` shows the page as characters instead of an image, so that look-up stays in practice while the projector learns.
     """
 
     count: int = number(minimum=1)
@@ -79,7 +91,8 @@ class SyntheticSection:
     seed: int = number(0, minimum=0)
     families: tuple[str, ...] | None = None
     questions: int | None = number(None, minimum=1)
-    transcript: bool = False
+    transcript: Literal["lines", "cells"] | None = None
+    as_text: bool = False
 
     def problems(self) -> Iterable[tuple[str, str]]:
         """Families nobody draws."""
@@ -209,12 +222,3 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: a ValueError that lists every problem with its file and line, before any weight is loaded.
     """
     return bind(Recipe, read(path, overrides))
-
-
-def model_path(name: str) -> str:
-    """The folder or hub id a recipe means: `embedded/NAME` is a model inside the package."""
-    return str(EMBEDDED / name.removeprefix("embedded/")) if name.startswith("embedded/") else name
-
-
-def _embedded() -> list[str]:
-    return sorted(f"embedded/{folder.name}" for folder in EMBEDDED.iterdir()) if EMBEDDED.is_dir() else ["nothing yet"]

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from vision_remember import plugins
 from vision_remember.model import VisionRememberConfig, VisionRememberForConditionalGeneration, VisionRememberProcessor
-from vision_remember.training.recipe import ModelSection, Recipe, TrainingSection, model_path
+from vision_remember.model.embedded import model_path
+from vision_remember.training.recipe import ModelSection, Recipe, TrainingSection
 
 
 def build_model(recipe: Recipe) -> tuple[VisionRememberForConditionalGeneration, VisionRememberProcessor]:
@@ -28,7 +32,16 @@ def build_model(recipe: Recipe) -> tuple[VisionRememberForConditionalGeneration,
     model = VisionRememberForConditionalGeneration.from_backbones(
         vision, text, projector=section.projector, refusion=section.refusion, seed=recipe.seed
     )
+    if section.projector_weights is not None:
+        _load_projector(model, model_path(section.projector_weights))
     return model, VisionRememberProcessor.from_backbones(vision, text, model.config)
+
+
+def _load_projector(model: VisionRememberForConditionalGeneration, folder: str) -> None:
+    try:
+        model.model.multi_modal_projector.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"model.projector_weights {folder} does not fit this projector: {error}") from error
 
 
 def freeze(model: VisionRememberForConditionalGeneration, training: TrainingSection) -> dict[str, dict[str, int]]:

@@ -45,7 +45,7 @@ def test_the_answer_is_written_in_the_cells_of_its_evidence(family):
         for question in page.questions:
             x0, y0, x1, y1 = question.evidence
             row, first, last = round((y0 + y1) / 2) // CELL, round(x0 / CELL), round(x1 / CELL)
-            assert question.answer in page.text[row][max(0, first - 1) : last + 1]
+            assert question.answer in " ".join(page.text[row][max(0, first - 1) : last + 1].split())
 
 
 def test_no_question_on_one_page_has_two_answers():

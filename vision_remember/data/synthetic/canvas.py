@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 CELL = 16  # px
 SIDE = 12  # cells per side
+LINE = 3  # cells from one written line to the next
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:.-/%"
 ELEMENTS = ("bar", "marker", "wedge", "swatch", "circle", "square", "triangle")
 CELL_CLASSES = ("blank", *CHARACTERS, *ELEMENTS)
@@ -78,10 +79,16 @@ class Canvas:
         self.ink = tuple(rng.randrange(0, 70) for _ in range(3))
         paper = tuple(rng.randrange(232, 256) for _ in range(3))
         self.offset = (rng.randrange(-1, 3), rng.randrange(-1, 3))
+        self.first_line = rng.randrange(LINE)
         self.image = Image.new("RGB", (SIDE * CELL, SIDE * CELL), paper)
         self.draw = ImageDraw.Draw(self.image)
         self.cells = np.zeros((SIDE, SIDE), dtype=np.int64)
         self.colours = np.zeros((SIDE, SIDE), dtype=np.int64)
+
+    @property
+    def lines(self) -> list[int]:
+        """The rows that are written on, four of them from a start that the page has drawn."""
+        return list(range(self.first_line, SIDE, LINE))
 
     def box(self, row: int, column: int, width: int = 1, height: int = 1) -> Box:
         """Pixels (x0, y0, x1, y1) of a block of cells, clipped to the page."""

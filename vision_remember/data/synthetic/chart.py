@@ -11,7 +11,7 @@ from vision_remember.data.synthetic.question import Question, ask
 READ = ["What is the value of {0}?", "How much is {0}?"]
 LARGEST = ["Which has the largest value?", "Which is the largest?"]
 COMPARE = ["Which is larger, {0} or {1}?"]
-FLOOR = 9  # row of the axis in standing charts: values 1 to 8 reach rows 8 to 1
+FLOOR = 6  # rows of a drawing above its legend
 
 
 def draw(canvas: Canvas, content: Content) -> list[Question]:
@@ -20,44 +20,37 @@ def draw(canvas: Canvas, content: Content) -> list[Question]:
 
 
 def lying_bars(canvas: Canvas, content: Content) -> list[Question]:
-    """One bar a row, its value printed at its end."""
-    rng = content.rng
-    count = rng.randrange(3, 6)
-    labels = content.distinct(lambda: content.word(3), count)
-    values = rng.sample(range(10, 100), count)
-    colour = _colour(rng)
+    """One bar a line, its value printed on the right."""
+    count = content.rng.randrange(3, 5)
+    labels, values = content.distinct(lambda: content.word(3), count), content.values(count)
+    colour = _colour(content.rng)
     marks = []
-    for place, (label, value) in enumerate(zip(labels, values, strict=True)):
-        row, length = 1 + 2 * place, 1 + value // 20
+    for row, label, value in zip(canvas.lines, labels, values, strict=False):
         canvas.write(row, 0, label)
-        canvas.bar(row, 4, length, 1, colour)
-        marks.append((label, value, canvas.write(row, 4 + length, str(value))))
+        canvas.bar(row, 3, 1 + value // 20, 1, colour)
+        marks.append((label, value, canvas.write(row, 9, str(value))))
     return _questions(content, marks)
 
 
 def standing_bars(canvas: Canvas, content: Content) -> list[Question]:
-    """Bars of whole heights against a scale of 1 to 8."""
-    rng = content.rng
-    colour = _colour(rng)
-    marks = []
-    for place, (label, value) in enumerate(_series(canvas, content)):
-        column = 2 + 2 * place
-        canvas.bar(FLOOR - value, column, 1, value, colour)
-        marks.append((label, value, canvas.box(FLOOR - value, column, 1, value)))
+    """Bars of whole heights over a row of names and a row of values."""
+    colour = _colour(content.rng)
+    marks = _series(canvas, content)
+    for place, (_, value, _) in enumerate(marks):
+        canvas.bar(FLOOR - _height(value), 3 * place, 2, _height(value), colour)
     return _questions(content, marks)
 
 
 def line(canvas: Canvas, content: Content) -> list[Question]:
-    """Dots joined by a line against a scale of 1 to 8."""
+    """Dots joined by a line over a row of names and a row of values."""
     colour = _colour(content.rng)
-    series = _series(canvas, content)
-    boxes = [canvas.box(FLOOR - value, 2 + 2 * place) for place, (_, value) in enumerate(series)]
+    marks = _series(canvas, content)
+    places = [(FLOOR - _height(value), 3 * place) for place, (_, value, _) in enumerate(marks)]
+    boxes = [canvas.box(*place) for place in places]
     for start, end in zip(boxes, boxes[1:], strict=False):
         canvas.stroke(start, end, colour)
-    marks = [
-        (label, value, canvas.marker(FLOOR - value, 2 + 2 * place, colour))
-        for place, (label, value) in enumerate(series)
-    ]
+    for place in places:
+        canvas.marker(*place, colour)
     return _questions(content, marks)
 
 
@@ -67,34 +60,35 @@ def pie(canvas: Canvas, content: Content) -> list[Question]:
     count = rng.randrange(2, 5)
     cuts = sorted(rng.sample(range(10, 95, 5), count - 1))
     shares = [end - start for start, end in zip([0, *cuts], [*cuts, 100], strict=True)]
-    if len(set(shares)) < count or min(shares) < 10:
+    if len({share // 10 for share in shares}) < count or min(shares) < 10:
         return pie(canvas, content)
     colours = rng.sample([name for name in COLOURS if name != "ink"], count)
     canvas.pie(0, 3, 6, list(zip(colours, shares, strict=True)))
     marks = []
-    for place, (colour, share) in enumerate(zip(colours, shares, strict=True)):
-        row, label = 7 + place, content.word(3)
-        canvas.swatch(row, 1, colour)
-        canvas.write(row, 3, label)
-        marks.append((label, share, canvas.write(row, 7, f"{share}%")))
+    labels = content.distinct(content.header, count)
+    for place, (colour, share, label) in enumerate(zip(colours, shares, labels, strict=True)):
+        row, column = canvas.lines[2 + place // 2], 6 * (place % 2)
+        canvas.swatch(row, column, colour)
+        canvas.write(row, column + 1, label)
+        marks.append((label, share, canvas.write(row, column + 3, f"{share}%")))
     return _questions(content, marks, unit="%")
 
 
-def _series(canvas: Canvas, content: Content) -> list[tuple[str, int]]:
-    """Scale, axis and one-letter names of a standing chart; the (name, value) pairs to draw."""
-    rng = content.rng
-    count = rng.randrange(3, 6)
-    for value in range(1, 9):
-        canvas.write(FLOOR - value, 0, str(value))
-    canvas.rule(FLOOR - 1, 1, 11)
-    labels = rng.sample("ABCDEFGHJKLMNPQRSTUVWXYZ", count)
-    values = [rng.randrange(1, 9) for _ in labels]
-    if values.count(max(values)) > 1:  # one of them must be the largest
-        values[rng.randrange(count)] = 9 if max(values) == 8 else max(values) + 1
-        values = [value - 1 if max(values) == 9 and value > 1 else value for value in values]
-    for place, label in enumerate(labels):
-        canvas.write(FLOOR + 1, 2 + 2 * place, label)
-    return list(zip(labels, values, strict=True))
+def _series(canvas: Canvas, content: Content) -> list[tuple[str, int, Box]]:
+    """Axis, and below it a line of names over a line of values: (name, value, box of the value)."""
+    count = content.rng.randrange(3, 5)
+    canvas.rule(FLOOR - 1, 0, 12)
+    names, values = content.distinct(content.header, count), content.values(count)
+    marks = []
+    for place, (name, value) in enumerate(zip(names, values, strict=True)):
+        canvas.write(canvas.lines[2], 3 * place, name)
+        marks.append((name, value, canvas.write(canvas.lines[3], 3 * place, str(value))))
+    return marks
+
+
+def _height(value: int) -> int:
+    """1 to 6 rows for 10 to 99."""
+    return 1 + (value - 10) // 15
 
 
 def _questions(content: Content, marks: list[tuple[str, int, Box]], unit: str = "") -> list[Question]:

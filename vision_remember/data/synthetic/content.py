@@ -50,20 +50,30 @@ class Content:
 
         return draw() if digits < 3 else self._draw(draw)
 
+    def header(self) -> str:
+        """Two letters, such as QF."""
+        return self._draw(lambda: "".join(self.rng.choice(_CODE_LETTERS) for _ in range(2)))
+
+    def values(self, count: int) -> list[int]:
+        """Two-digit numbers with different tens, so that which is larger shows at a glance."""
+        return [10 * tens + self.rng.randrange(10) for tens in self.rng.sample(range(1, 10), count)]
+
     def amount(self) -> str:
         """A number with one decimal, such as 41.5."""
         return self._draw(lambda: f"{self.rng.randrange(10, 100)}.{self.rng.randrange(10)}")
 
     def labels(self, count: int, longest: int) -> list[str]:
-        """Different field names of at most `longest` letters."""
-        return self.rng.sample([label for label in LABELS if len(label) <= longest], count)
+        """Field names of at most `longest` letters, each with another initial."""
+        short = [label for label in LABELS if len(label) <= longest]
+        return self.distinct(lambda: self.rng.choice(short), count)
 
     def distinct(self, draw: Callable[[], str], count: int) -> list[str]:
-        """Calls `draw` until it has given `count` different strings."""
-        found: dict[str, None] = {}
+        """Calls `draw` until it has given `count` strings with different initials, as the names of one page have."""
+        found: dict[str, str] = {}
         while len(found) < count:
-            found[draw()] = None
-        return list(found)
+            text = draw()
+            found.setdefault(text[0], text)
+        return list(found.values())
 
     def _draw(self, draw: Callable[[], str]) -> str:
         while True:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from vision_remember.data.schema import IMAGE, Sample, Turn
 from vision_remember.data.synthetic.pages import Page, families, make_page
 from vision_remember.data.synthetic.question import Question
 
-READ_ALL = "Read the page."
+READ_ALL, READ_CELLS = "Read the page.", "Read every cell."
+Transcript = Literal["lines", "cells"]
 
 
 class SyntheticSamples:
@@ -22,7 +24,9 @@ class SyntheticSamples:
         seed: of the set.
         families: names, None for all.
         questions: the most questions kept of a page, in an order fixed by its number; None keeps all.
-        transcript: ask for all that is written on the page first, where something is: dense targets, as captions are.
+        transcript: ask for the whole page first: its written lines, where it has any, or what stands in each of its cells. Dense targets,
+            as captions are.
+        as_text: put the page's cells as characters in the place of its image: look-up without pixels.
 
     Raises:
         ValueError: an unknown family, with the known ones.
@@ -36,15 +40,26 @@ class SyntheticSamples:
         seed: int,
         families: Sequence[str] | None = None,
         questions: int | None = None,
-        transcript: bool = False,
+        transcript: Transcript | None = None,
+        as_text: bool = False,
     ) -> None:
-        self.count, self.split, self.seed, self.questions, self.transcript = count, split, seed, questions, transcript
+        self.count, self.split, self.seed, self.questions = count, split, seed, questions
+        self.transcript, self.as_text = transcript, as_text
         self.families = _known(families)
 
     @property
     def fingerprint(self) -> str:
         """The name of this set; the same name draws the same pages."""
-        return f"synthetic:{self.split}:{self.seed}:{self.count}:{self.questions}:{self.transcript}:{','.join(self.families)}"
+        facts = (
+            self.split,
+            self.seed,
+            self.count,
+            self.questions,
+            self.transcript,
+            self.as_text,
+            ",".join(self.families),
+        )
+        return ":".join(["synthetic", *map(str, facts)])
 
     def __len__(self) -> int:
         return self.count
@@ -59,20 +74,27 @@ class SyntheticSamples:
         page = self.page(index)
         first = index // len(self.families) % len(page.questions)
         asked = (page.questions[first:] + page.questions[:first])[: self.questions]
-        if self.transcript and page.transcript:
-            asked = [Question(READ_ALL, page.transcript, (0, 0, *page.image.size)), *asked]
+        asked = [*self._whole(page), *asked]
+        shown = "".join(page.text) if self.as_text else IMAGE
         turns: list[Turn] = []
         for question in asked:
-            parts = (question.question,) if turns else (IMAGE, f"\n{question.question}")
+            parts = (question.question,) if turns else (shown, f"\n{question.question}")
             turns += [Turn("user", parts), Turn("assistant", (question.answer,))]
         return Sample(
             id=page.id,
-            images=(page.image,),
+            images=() if self.as_text else (page.image,),
             turns=tuple(turns),
             source=self.fingerprint,
             family=page.family,
             evidence=tuple(question.evidence for question in asked),
         )
+
+    def _whole(self, page: Page) -> list[Question]:
+        """The question for the whole page, if it is to be asked."""
+        box = (0, 0, *page.image.size)
+        if self.transcript == "cells":
+            return [Question(READ_CELLS, "".join(page.text), box)]
+        return [Question(READ_ALL, page.transcript, box)] if self.transcript and page.transcript else []
 
 
 def write_dataset(samples: SyntheticSamples, out: Path) -> Iterable[str]:

@@ -1,4 +1,4 @@
-"""Tables: a cell by its row and column header."""
+"""Tables: a cell by its row and column header, or a row by its name."""
 
 from __future__ import annotations
 
@@ -6,31 +6,28 @@ from vision_remember.data.synthetic.canvas import Canvas
 from vision_remember.data.synthetic.content import Content
 from vision_remember.data.synthetic.question import Question, ask
 
-PHRASINGS = ["What is the {1} of {0}?", "What is in row {0}, column {1}?"]
+CELL = ["What is in row {0}, column {1}?", "Read row {0}, column {1}."]
+ROW = ["Read row {0}."]
+COLUMNS = (3, 6, 9)  # cells where the columns of values start
 
 
 def draw(canvas: Canvas, content: Content) -> list[Question]:
-    """Writes a table with row and column headers and asks for every cell."""
+    """Writes a table of 2 or 3 rows and 3 columns with headers, and asks for every cell and every row."""
     rng = content.rng
-    width = rng.choice((2, 3))  # characters of a value
-    columns = 3 if width == 2 else 2
-    count = rng.randrange(3, 6)
-    step = rng.choice((1, 2)) if count < 5 else 1
-    top = rng.randrange(0, min(3, 12 - step * count))
-    headers = content.distinct(lambda: content.code(2).translate(str.maketrans("23456789", "ABCDEFGH")), columns)
-    names = content.distinct(lambda: content.word(3), count)
-    left = [4 + (width + 1) * place for place in range(columns)]
-    for column, header in zip(left, headers, strict=True):
+    top, *rows = canvas.lines[: rng.randrange(3, 5)]
+    headers = content.distinct(content.header, len(COLUMNS) + len(rows))
+    for column, header in zip(COLUMNS, headers, strict=False):
         canvas.write(top, column, header)
     if rng.random() < 0.7:
         canvas.rule(top, 0, 12)
     questions = []
-    for place, name in enumerate(names):
-        row = top + 1 + step * place + (step - 1)
+    for row, name in zip(rows, headers[len(COLUMNS) :], strict=True):
         canvas.write(row, 0, name)
-        for column, header in zip(left, headers, strict=True):
-            value = content.number(width) if rng.random() < 0.7 else content.code(width)
-            box = canvas.write(row, column, value)
-            questions.append(ask(rng, PHRASINGS, [name, header], value, box))
+        values = [content.number(2) if rng.random() < 0.7 else content.code(2) for _ in COLUMNS]
+        boxes = [canvas.write(row, column, value) for column, value in zip(COLUMNS, values, strict=True)]
+        for header, value, box in zip(headers, values, boxes, strict=False):
+            questions.append(ask(rng, CELL, [name, header], value, box))
+        whole = (boxes[0][0], boxes[0][1], boxes[-1][2], boxes[-1][3])
+        questions.append(ask(rng, ROW, [name], " ".join(values), whole))
     rng.shuffle(questions)
     return questions

@@ -1,0 +1,38 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vision_remember.training import load_recipe
+from vision_remember.training.start import build_model
+
+
+def start_from(recipe_file, weights):
+    return build_model(load_recipe(recipe_file, [f"model.projector_weights={weights}"]))[0].model.multi_modal_projector
+
+
+@pytest.fixture
+def weights(tmp_path, recipe_file):
+    projector = build_model(load_recipe(recipe_file))[0].model.multi_modal_projector
+    values = {name: torch.full_like(value, 0.5) for name, value in projector.state_dict().items()}
+    save_file(values, tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def test_a_projector_starts_from_the_weights_it_is_given(recipe_file, weights):
+    assert all((value == 0.5).all() for value in start_from(recipe_file, weights).state_dict().values())
+
+
+def test_weights_of_another_projector_are_refused(recipe_file, weights):
+    save_file({"0.weight": torch.zeros(2, 2)}, weights / "model.safetensors")
+    with pytest.raises(ValueError, match="projector_weights .* does not fit"):
+        start_from(recipe_file, weights)
+
+
+def test_a_folder_without_weights_is_refused(recipe_file, tmp_path):
+    with pytest.raises(ValueError, match="projector_weights"):
+        start_from(recipe_file, tmp_path / "nothing")
+
+
+def test_a_name_that_is_not_in_the_package_is_refused(recipe_file):
+    with pytest.raises(ValueError, match="embedded/nothing is not in the package"):
+        load_recipe(recipe_file, ["model.projector_weights=embedded/nothing"])
