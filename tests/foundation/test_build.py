@@ -26,7 +26,6 @@ def test_weights_are_safetensors_with_a_card_and_no_machine_path():
             assert not any(place in file.read_text() for place in ("/home/", "/tmp/", "/root/", "/work/"))
 
 
-
 def test_llava_vr_tiny_answers():
     page = make_page("layout", "test", 0, 0)
     assert isinstance(Engine.load("embedded/llava_vr_tiny").ask(page.image, page.questions[0].question), str)

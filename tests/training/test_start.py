@@ -1,5 +1,6 @@
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from vision_remember.training import load_recipe
@@ -36,3 +37,23 @@ def test_a_folder_without_weights_is_refused(recipe_file, tmp_path):
 def test_a_name_that_is_not_in_the_package_is_refused(recipe_file):
     with pytest.raises(ValueError, match="embedded/nothing is not in the package"):
         load_recipe(recipe_file, ["model.projector_weights=embedded/nothing"])
+
+
+def test_a_start_model_without_re_fusion_gets_a_fresh_one_and_says_the_same(recipe_file, tmp_path):
+    plain = ["model.refusion={type: none}"]
+    before, processor = build_model(load_recipe(recipe_file, plain))
+    before.save_pretrained(tmp_path / "start")
+    processor.save_pretrained(tmp_path / "start")
+    after, _ = build_model(load_recipe(recipe_file, [f"model.checkpoint={tmp_path / 'start'}"]))
+    assert after.config.refusion["type"] == "remember" and after.parts()["refusion"]
+    inputs = processor(text=[processor.image_token], images=[Image.new("RGB", (48, 48), "red")], return_tensors="pt")
+    with torch.no_grad():
+        assert torch.equal(before(**inputs).logits, after(**inputs).logits)
+
+
+def test_a_start_model_with_another_re_fusion_is_refused(recipe_file, tmp_path):
+    model, processor = build_model(load_recipe(recipe_file))
+    model.save_pretrained(tmp_path / "start")
+    processor.save_pretrained(tmp_path / "start")
+    with pytest.raises(ValueError, match="make them agree"):
+        build_model(load_recipe(recipe_file, [f"model.checkpoint={tmp_path / 'start'}", "model.refusion={type: none}"]))

@@ -85,7 +85,8 @@ def _batch(tokenizer: PreTrainedTokenizerFast, seed: int, step: int) -> tuple[Te
             drill = rng.choices((_copying, _listing, _prompted_look_up, _look_up), shares or (0, 0, 0, 1))[0]
             rows.append(drill(tokenizer, rng))
         else:
-            page = make_page(*rng.choices([*SHARES], [*SHARES.values()]), "train", seed, step * BATCH + place)
+            family = rng.choices([*SHARES], [*SHARES.values()])[0]
+            page = make_page(family, "train", seed, step * BATCH + place)
             rows.append(_page(page, tokenizer, rng))
     longest = max(len(row.ids) for row in rows)
     ids = torch.full((len(rows), longest), tokenizer.pad_token_id)

@@ -42,7 +42,8 @@ def pretrain_projector(folder: Path, seed: int, options: Mapping[str, Any]) -> N
     embeddings = language_model.get_input_embeddings().weight.detach()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "language_model")
     torch.manual_seed(seed)
-    projector = build_projector(**options, feature_width=encoder.config.hidden_size, text_width=embeddings.shape[1])
+    widths = {"feature_width": encoder.config.hidden_size, "text_width": embeddings.shape[1]}
+    projector: Any = build_projector(**options, **widths)
     own = windows(PATCHES, projector.tokens_out(PATCHES))
     blank = _token_id(tokenizer, " ")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,15 +19,18 @@ from vision_remember.training.recipe import ModelSection, Recipe, TrainingSectio
 
 
 def build_model(recipe: Recipe) -> tuple[VisionRememberForConditionalGeneration, VisionRememberProcessor]:
-    """Loads the start model of a recipe, or joins its two backbones.
+    """Loads the start model of a recipe, or joins its two backbones. A start model without re-fusion gets the recipe's, fresh.
 
     Raises:
         ValueError: the start model has another projector or re-fusion than the recipe (both are named).
     """
     section = recipe.model
     if section.start is not None:
-        _must_agree(section, VisionRememberConfig.from_pretrained(section.start))
+        config = VisionRememberConfig.from_pretrained(section.start)
+        _must_agree(section, config)
         model = VisionRememberForConditionalGeneration.from_pretrained(section.start, dtype=torch.float32)
+        if config.refusion["type"] != section.refusion["type"]:
+            model = _with_refusion(model, section.refusion, recipe.seed)
         return model, VisionRememberProcessor.from_pretrained(section.start)
     vision, text = model_path(str(section.vision)), model_path(str(section.text))
     model = VisionRememberForConditionalGeneration.from_backbones(
@@ -35,6 +39,19 @@ def build_model(recipe: Recipe) -> tuple[VisionRememberForConditionalGeneration,
     if section.projector_weights is not None:
         _load_projector(model, model_path(section.projector_weights))
     return model, VisionRememberProcessor.from_backbones(vision, text, model.config)
+
+
+def _with_refusion(
+    model: VisionRememberForConditionalGeneration, refusion: dict[str, Any], seed: int
+) -> VisionRememberForConditionalGeneration:
+    """The same model with a fresh re-fusion method between its layers."""
+    values = {**model.config.to_dict(), "refusion": refusion}
+    torch.manual_seed(seed)
+    fresh = VisionRememberForConditionalGeneration(VisionRememberConfig(**values))
+    added = {name for name, _ in fresh.parts()["refusion"]}
+    missing, unexpected = fresh.load_state_dict(model.state_dict(), strict=False)
+    assert not unexpected and set(missing) <= added, (missing, unexpected)
+    return fresh
 
 
 def _load_projector(model: VisionRememberForConditionalGeneration, folder: str) -> None:
@@ -81,7 +98,8 @@ def _must_agree(section: ModelSection, config: VisionRememberConfig) -> None:
         ("projectors", section.projector, config.projector),
         ("refusion", section.refusion, config.refusion),
     ):
-        if plugins.build_config(room, wanted) != plugins.build_config(room, dict(found or {})):
+        is_added = room == "refusion" and dict(found or {}) == {"type": "none"}
+        if not is_added and plugins.build_config(room, wanted) != plugins.build_config(room, dict(found or {})):
             raise ValueError(
                 f"model.checkpoint {section.checkpoint} has {room} {found}, the recipe says {wanted}; make them agree"
             )
