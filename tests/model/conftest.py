@@ -13,7 +13,9 @@ AVG_POOL = {"type": "avg_pool", "scale": 3}  # 6 x 6 patches -> 2 x 2 tokens
 NONE = {"type": "none"}
 V1 = {"type": "remember", "layers": [-1, 1]}
 V2 = {"type": "remember", "layers": [0, 2], "bidirectional": True, "guidance": True, "margin": 1}
-METHODS = {"none": NONE, "v1": V1, "v2": V2}
+DEEPSTACK = {"type": "deepstack", "layers": [-1, 0, 2], "cell": [3, 3]}
+SVA = {"type": "sva", "layers": [0, 1], "width": 16, "num_heads": 2}
+METHODS = {"none": NONE, "v1": V1, "v2": V2, "deepstack": DEEPSTACK, "sva": SVA}
 
 
 @pytest.fixture(scope="session")

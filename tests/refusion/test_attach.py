@@ -35,7 +35,7 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 def language_model(family="qwen2", **options):
     config_class, model_class = FAMILIES[family]
     torch.manual_seed(0)
-    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4}
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4, "num_attention_heads": 4}
     config = config_class(vocab_size=32, num_key_value_heads=2, head_dim=4, **shape, **options)
     return model_class(config).eval()
 
@@ -205,7 +205,7 @@ def test_the_shapes_of_the_backbones_are_read_from_their_configs():
 
 @pytest.mark.parametrize(
     ("layers", "message"),
-    [((3,), "after layer 3 of Qwen2Model with 3 layers.* to 2"), ((-2, 0), "after layer -2"), ((1, 1), "distinct")],
+    [((4,), "after layer 4 of Qwen2Model with 4 layers.* to 3"), ((-2, 0), "after layer -2"), ((1, 1), "distinct")],
 )
 def test_layers_that_the_decoder_lacks_are_refused(layers, message):
     with pytest.raises(ValueError, match=message):

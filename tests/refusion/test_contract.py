@@ -4,25 +4,31 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
 
 from tests.refusion.scene import (
     BACKBONES,
-    COARSE,
+    Inserted,
     T,
     V,
     build,
     features,
     hidden_states,
+    memory_of,
     state_of,
+    tensors_of,
     variants,
     vision_mask,
     wake,
+    with_tensors,
 )
 from vision_remember import plugins
 from vision_remember.refusion import Insertion
 
 VARIANTS = variants()
-ACTING = [options for options in VARIANTS if build(options["type"]).layers]
+ACTING = [options for options in VARIANTS if (built := build(options["type"])).layers and built.drops_after is None]
+
+PER_TOKEN = ("position", "rows", "valid", "place", "image", "index", "count")
 
 
 def name_of(options: dict) -> str:
@@ -35,6 +41,12 @@ acting = pytest.mark.parametrize("options", ACTING, ids=name_of)
 
 def method(options):
     return build(options["type"], **{key: value for key, value in options.items() if key != "type"})
+
+
+def awake(options):
+    """A method and its insertions, all of whose parameters do something."""
+    refusion = wake(method(options))
+    return refusion, wake(Inserted(refusion))
 
 
 @everyone
@@ -51,27 +63,24 @@ def test_a_method_says_where_it_acts_and_what_it_reads(options):
 @acting
 def test_the_memory_has_one_row_per_token(options):
     refusion = method(options)
-    memory = refusion.memory(features(refusion), COARSE)
+    seen = features(refusion)
+    memory = memory_of(refusion, seen)
     assert memory.rows.shape[:2] == memory.valid.shape[:2] == memory.place.shape[:2] == (3, V)
     assert memory.valid.dtype is torch.bool and memory.place.dtype is torch.long
     assert memory.valid.shape == memory.place.shape
-    alone = refusion.memory(
-        dataclasses.replace(features(refusion), levels={i: x[1:2] for i, x in features(refusion).levels.items()}),
-        COARSE,
-    )
+    alone = memory_of(refusion, with_tensors(seen, [tensor[1:2] for tensor in tensors_of(seen)]))
     torch.testing.assert_close(alone.rows[0], memory.rows[1])
 
 
 @acting
 def test_only_the_rows_of_vision_tokens_change_and_the_input_stays_as_it_was(options):
-    refusion = method(options)
-    child, hidden, state = wake(refusion.insertion(0)), hidden_states(), state_of(refusion)
-    assert isinstance(child, Insertion)
+    refusion, inserted = awake(options)
+    hidden = hidden_states()
     given = hidden.clone()
-    out, passed_on = child(hidden, state, 0)
-    assert torch.equal(hidden, given) and passed_on is state
-    changed = (out != hidden).any(-1)
-    assert torch.equal(changed, vision_mask())
+    out = inserted(hidden, state_of(refusion))
+    assert all(isinstance(child, Insertion) for child in inserted.insertions)
+    assert torch.equal(hidden, given)
+    assert torch.equal((out != hidden).any(-1), vision_mask())
 
 
 @acting
@@ -80,103 +89,128 @@ def test_a_method_that_claims_to_start_at_zero_is_the_identity(options):
     if not (hasattr(refusion.config, "zero_init") and refusion.config.zero_init):
         pytest.skip("makes no such claim")
     hidden = hidden_states()
-    for layer in refusion.layers:
-        assert torch.equal(refusion.insertion(layer)(hidden, state_of(refusion), layer)[0], hidden)
+    assert torch.equal(Inserted(refusion)(hidden, state_of(refusion)), hidden)
 
 
 @acting
 def test_every_parameter_learns_by_the_second_step(options):
     refusion = method(options)
-    child, hidden, state = refusion.insertion(0), hidden_states(), state_of(refusion)
-    parameters = [*child.named_parameters(), *refusion.named_parameters()]
-    optimizer = torch.optim.SGD([parameter for _, parameter in parameters], lr=0.5)
+    both = nn.ModuleList([refusion, Inserted(refusion)])
+    if not list(both.parameters()):
+        pytest.skip("has no parameters")
+    optimizer = torch.optim.SGD(both.parameters(), lr=0.5)
     for _ in range(2):
         optimizer.zero_grad()
-        child(hidden, state, 0)[0].square().sum().backward()
+        both[1](hidden_states(), state_of(refusion)).square().sum().backward()
         optimizer.step()
-    for name, parameter in parameters:
+    for name, parameter in both.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
 @acting
 def test_gradients_reach_the_text_model_and_the_encoder(options):
-    refusion = method(options)
-    child, hidden, seen = wake(refusion.insertion(0)), hidden_states().requires_grad_(), features(refusion)
-    for level in seen.levels.values():
-        level.requires_grad_()
-    child(hidden, state_of(refusion, seen), 0)[0].square().sum().backward()
+    refusion, inserted = awake(options)
+    hidden, seen = hidden_states().requires_grad_(), features(refusion)
+    leaves = [tensor.requires_grad_() for tensor in tensors_of(seen)]
+    inserted(hidden, state_of(refusion, seen)).square().sum().backward()
     assert (hidden.grad.abs().sum(-1) > 0).all()
-    for level in seen.levels.values():
-        assert (level.grad.abs().sum((0, 2)) > 0).all(), "every patch must be seen by some token"
+    for leaf in leaves:
+        assert (leaf.grad.abs().sum((0, -1)) > 0).all(), "every patch must be seen by some token"
 
 
 @acting
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_the_dtype_of_the_hidden_states_comes_back(options, dtype):
-    refusion = method(options).to(dtype)
-    child = wake(refusion.insertion(0).to(dtype))
-    assert child(hidden_states(dtype), state_of(refusion, features(refusion, dtype)), 0)[0].dtype is dtype
+    refusion, inserted = (module.to(dtype) for module in awake(options))
+    assert inserted(hidden_states(dtype), state_of(refusion, features(refusion, dtype))).dtype is dtype
 
 
 @acting
 def test_a_batch_of_text_alone_is_left_as_it_is_and_still_reaches_every_parameter(options):
-    refusion = method(options)
-    child, hidden, state = wake(refusion.insertion(0)), hidden_states(), state_of(refusion)
-    per_token = ("position", "rows", "valid", "place", "image", "index", "count")
-    nothing = {name: getattr(state, name)[:0] for name in per_token}
+    refusion, inserted = awake(options)
+    hidden, state = hidden_states().requires_grad_(), state_of(refusion)
+    nothing = {name: getattr(state, name)[:0] for name in PER_TOKEN}
     state = dataclasses.replace(state, **nothing, batch_row=state.batch_row[:0], guidance=state.guidance[:0])
-    out, _ = child(hidden, state, 0)
+    out = inserted(hidden, state)
     assert torch.equal(out, hidden)
     out.sum().backward()
-    assert all(parameter.grad is not None for parameter in child.parameters())
+    assert all(parameter.grad is not None for parameter in [*inserted.parameters(), *refusion.parameters()])
+
+
+@acting
+def test_images_may_have_any_place_in_their_call(options):
+    refusion, inserted = awake(options)
+    hidden, state = hidden_states(), state_of(refusion)
+    out = inserted(hidden, state)
+    for image, row in enumerate(state.batch_row.tolist()):
+        own = (state.image == image).nonzero().squeeze(1)
+        alone = {name: getattr(state, name)[own] for name in PER_TOKEN}
+        alone |= {"position": alone["position"] - row * T, "image": torch.zeros_like(own)}
+        guidance = state.guidance[image : image + 1]
+        single = dataclasses.replace(state, **alone, batch_row=torch.zeros(1, dtype=torch.long), guidance=guidance)
+        place = alone["position"]
+        torch.testing.assert_close(inserted(hidden[row : row + 1], single)[0, place], out[row, place])
+
+
+@acting
+def test_a_chunk_that_cuts_an_image_gives_the_same_or_is_refused(options):
+    refusion, inserted = awake(options)
+    hidden, state = hidden_states(), state_of(refusion)
+    if refusion.needs_whole_images:
+        pytest.skip("such a chunk is refused by the state itself")
+    whole = inserted(hidden, state)
+    for part in (slice(0, V + 2), slice(V + 2, None)):
+        hidden = inserted(
+            hidden, dataclasses.replace(state, **{name: getattr(state, name)[part] for name in PER_TOKEN})
+        )
+    torch.testing.assert_close(hidden, whole)
 
 
 @acting
 def test_saved_weights_load_strictly_and_answer_the_same(options):
-    refusion = method(options)
-    child, other = wake(refusion.insertion(0)), wake(wake(refusion.insertion(0)))
-    other.load_state_dict(child.state_dict(), strict=True)
-    hidden, state = hidden_states(), state_of(refusion)
-    assert torch.equal(child(hidden, state, 0)[0], other(hidden, state, 0)[0])
+    refusion, inserted = awake(options)
+    other_refusion, other = (wake(module) for module in awake(options))
+    other_refusion.load_state_dict(refusion.state_dict(), strict=True)
+    other.load_state_dict(inserted.state_dict(), strict=True)
+    hidden = hidden_states()
+    assert torch.equal(inserted(hidden, state_of(refusion)), other(hidden, state_of(other_refusion)))
 
 
 @acting
 def test_interleaved_calls_do_not_see_each_other(options):
-    refusion = method(options)
-    child, hidden, state = wake(refusion.insertion(0)), hidden_states(), state_of(refusion)
-    kept = {name: set(vars(module)) for name, module in child.named_modules()}
-    first, _ = child(hidden, state, 0)
-    child(hidden.flip(1), dataclasses.replace(state, rows=state.rows.flip(0)), 0)
-    assert torch.equal(child(hidden, state, 0)[0], first)
-    assert {name: set(vars(module)) for name, module in child.named_modules()} == kept
+    refusion, inserted = awake(options)
+    hidden, state, both = hidden_states(), state_of(refusion), nn.ModuleList([refusion, inserted])
+    kept = {name: set(vars(module)) for name, module in both.named_modules()}
+    first = inserted(hidden, state)
+    inserted(hidden.flip(1), dataclasses.replace(state, rows=state.rows.flip(0)))
+    assert torch.equal(inserted(hidden, state), first)
+    assert {name: set(vars(module)) for name, module in both.named_modules()} == kept
 
 
 @acting
 def test_padding_on_the_left_changes_nothing(options):
-    refusion = method(options)
-    child, hidden, state = wake(refusion.insertion(0).double()), hidden_states(torch.float64), state_of(refusion)
-    state = dataclasses.replace(state, rows=state.rows.double())
+    refusion, inserted = (module.double() for module in awake(options))
+    hidden, state = hidden_states(torch.float64), state_of(refusion, features(refusion, torch.float64))
     padded = torch.cat([torch.randn(3, 4, hidden.shape[2], dtype=torch.float64), hidden], dim=1)
     moved = dataclasses.replace(
         state,
         position=state.position // T * (T + 4) + state.position % T + 4,
         guidance=torch.nn.functional.pad(state.guidance, (4, 0)),
     )
-    torch.testing.assert_close(child(padded, moved, 0)[0][:, 4:], child(hidden, state, 0)[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(inserted(padded, moved)[:, 4:], inserted(hidden, state), rtol=1e-12, atol=1e-12)
 
 
 @acting
 def test_the_graph_is_whole_under_dynamo(options):
-    refusion = method(options)
-    child, hidden, seen = wake(refusion.insertion(0)), hidden_states(), features(refusion)
+    refusion, inserted = awake(options)
+    hidden, seen, state = hidden_states(), features(refusion), state_of(refusion)
 
-    def look_again(hidden, levels):
-        memory = refusion.memory(dataclasses.replace(seen, levels=levels), COARSE)
-        return child(hidden, dataclasses.replace(state, rows=memory.rows.flatten(0, 1)), 0)[0]
+    def look_again(hidden, tensors):
+        memory = memory_of(refusion, with_tensors(seen, tensors))
+        return inserted(hidden, dataclasses.replace(state, rows=memory.rows.flatten(0, 1)))
 
-    state = state_of(refusion)
     compiled = torch.compile(look_again, backend="eager", fullgraph=True)
-    assert torch.equal(compiled(hidden, seen.levels), look_again(hidden, seen.levels))
+    assert torch.equal(compiled(hidden, tensors_of(seen)), look_again(hidden, tensors_of(seen)))
 
 
 @everyone

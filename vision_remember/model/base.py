@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel
 from transformers.cache_utils import Cache
 from transformers.utils.generic import can_return_tuple
 
@@ -21,40 +21,10 @@ from vision_remember.geometry import VisionFeatures
 from vision_remember.model.configuration import VisionRememberConfig, resolve_levels
 from vision_remember.model.outputs import VisionRememberImageFeatures, VisionRememberModelOutput
 from vision_remember.model.parts import insertions
+from vision_remember.model.pretrained import VisionRememberPreTrainedModel
 from vision_remember.model.rows import check_counts, pack, state_of_chunk, without_rows
+from vision_remember.model.shortening import shortening_of_chunk
 from vision_remember.refusion.attach import attach
-
-
-class VisionRememberPreTrainedModel(PreTrainedModel):
-    """Loading and saving. Weights that are missing, left over or of another shape are an error, never a warning."""
-
-    config: VisionRememberConfig
-    base_model_prefix = "model"
-    input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-
-    @classmethod
-    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
-        """Load a saved model from safetensors.
-
-        Raises:
-            ValueError: The weights do not belong to the config; names the first parameter at fault.
-        """
-        kwargs.setdefault("use_safetensors", True)
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if names := sorted(map(str, info[fault])):
-                raise ValueError(
-                    f"{len(names)} {fault.replace('_', ' ')} in the weights, first {names[0]}; config and weights belong to "
-                    "different models"
-                )
-        return (model, info) if output_loading_info else model
 
 
 class VisionRememberModel(VisionRememberPreTrainedModel):
@@ -63,6 +33,7 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
     Attributes:
         token_grid: Grid of one image's vision tokens.
         encoder_level_indices: Encoder hidden states that projector and re-fusion read, ascending; the order of `encode`.
+        pixel_shape: Shape of the pixels of one image.
     """
 
     def __init__(self, config: VisionRememberConfig):
@@ -75,6 +46,7 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
             for module in plugin.modules():
                 module._is_hf_initialized = True  # plug-ins start as their constructors say, not as an LM's layers do
         self.token_grid = self.multi_modal_projector.tokens_out(config.patch_grid)
+        self.pixel_shape = config.pixel_shape
         plugins = (self.multi_modal_projector, self.refusion)
         self.encoder_level_indices = tuple(sorted({index for plugin in plugins for index in self._indices(plugin)}))
         self.post_init()
@@ -89,15 +61,22 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
         """Hidden states of the encoder at the levels that projector and re-fusion read.
 
         Args:
-            pixel_values: float[N, 3, height, width] of N images.
+            pixel_values: float[N, 3, height, width] of N images; float[N, 1 + X, 3, height, width] where re-fusion reads X crops too.
 
         Returns:
-            float[N, L, P, C] in the order of `encoder_level_indices`; leading tokens that are no patches are dropped.
+            float[N, L, P, C], or float[N, L, 1 + X, P, C], in the order of `encoder_level_indices`; leading tokens that are no patches
+            are dropped.
 
         Raises:
-            ValueError: The encoder made another number of tokens than its patch grid has cells.
+            ValueError: The pixels are those of another model, or the encoder made another number of tokens than its patch grid has cells.
         """
-        pixel_values = pixel_values.to(self.vision_tower.dtype)
+        if pixel_values.shape[1:] != self.pixel_shape:
+            raise ValueError(
+                f"pixel_values has shape {list(pixel_values.shape)}, this model reads [N, {', '.join(map(str, self.pixel_shape))}]; make "
+                "the pixels with its own processor"
+            )
+        num_images = len(pixel_values)
+        pixel_values = pixel_values.reshape(-1, *self.pixel_shape[-3:]).to(self.vision_tower.dtype)
         hidden = self.vision_tower(pixel_values, output_hidden_states=list(self.encoder_level_indices)).hidden_states
         levels = torch.stack([hidden[index] for index in self.encoder_level_indices], dim=1)
         grid, prefix = self.config.patch_grid, self.config.num_prefix_tokens
@@ -106,7 +85,8 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
                 f"the encoder made {levels.shape[2]} tokens, its {grid} grid and num_prefix_tokens={prefix} make "
                 f"{grid.num_cells + prefix}; correct num_prefix_tokens or the image size"
             )
-        return levels[:, :, prefix:]
+        levels = levels[:, :, prefix:]
+        return levels.unflatten(0, (num_images, -1)).transpose(1, 2) if self.refusion.views else levels
 
     def get_image_features(
         self, pixel_values: Tensor | None = None, encoder_levels: Tensor | None = None, return_dict: bool = True
@@ -114,8 +94,8 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
         """Vision tokens and memory rows of N images; pass them to `generate` as `mm_encoder_outputs={"image": ...}`.
 
         Args:
-            pixel_values: float[N, 3, height, width].
-            encoder_levels: float[N, L, P, C] from `encode`, in place of pixels.
+            pixel_values: As `encode` takes them.
+            encoder_levels: From `encode`, in place of pixels.
             return_dict: True; `generate` passes it.
 
         Raises:
@@ -131,12 +111,22 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
                 f"encoder_levels holds {levels.shape[1]} levels, this model reads {len(self.encoder_level_indices)}: "
                 f"{self.encoder_level_indices}; encode the images with this model"
             )
-        tokens = self.multi_modal_projector(self._features(levels, self.multi_modal_projector))
-        if self.config.vision_token_rms is not None:
-            tokens = nn.functional.rms_norm(tokens, tokens.shape[-1:]) * self.config.vision_token_rms
+        if levels.ndim != len(self.pixel_shape) + 1:
+            raise ValueError(
+                f"encoder_levels has shape {list(levels.shape)}, which is not that of images with {list(self.pixel_shape)} pixels; encode "
+                "the images with this model"
+            )
         memory = None
-        if self.refusion.layers:
-            memory = pack(self.refusion.memory(self._features(levels, self.refusion), self.token_grid))
+        if self.refusion.views:
+            seen = self._tokens(levels.transpose(1, 2).flatten(0, 1)).unflatten(
+                0, (len(levels), -1)
+            )  # [N, 1 + X, V, D]
+            tokens = seen[:, 0]
+            memory = pack(self.refusion.memory_of_views(seen[:, 1:], self.token_grid))
+        else:
+            tokens = self._tokens(levels)
+            if self.refusion.layers and self.refusion.drops_after is None:
+                memory = pack(self.refusion.memory(self._features(levels, self.refusion), self.token_grid))
         return VisionRememberImageFeatures(pooler_output=list(tokens.unbind()), deepstack_features=memory)
 
     @can_return_tuple
@@ -151,6 +141,7 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         mm_encoder_outputs: dict[str, VisionRememberImageFeatures] | None = None,
+        is_answer: Tensor | None = None,
         output_remember_attentions: bool = False,
         **kwargs,
     ) -> VisionRememberModelOutput:
@@ -158,14 +149,15 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
 
         Args:
             input_ids: long[B, T] with V placeholders per image.
-            pixel_values: float[N, 3, height, width] of all images, in the order of their placeholders.
-            encoder_levels: float[N, L, P, C] from `encode`, in place of pixels.
+            pixel_values: Of all N images, in the order of their placeholders, as `encode` takes them.
+            encoder_levels: From `encode`, in place of pixels.
             attention_mask: long[B, T].
             position_ids: long[B, T].
             past_key_values: Cache of earlier chunks.
             inputs_embeds: float[B, T, D] in place of `input_ids`; placeholders are recognised by their embedding.
             use_cache: Return a cache.
             mm_encoder_outputs: `{"image": get_image_features(...)}` in place of images.
+            is_answer: bool[B, T], tokens to be learned; methods that drop tokens then decide as they would before the first of them.
             output_remember_attentions: Return the attention weights of the insertions.
             **kwargs: For the decoder.
 
@@ -189,12 +181,16 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
         embeds = embeds.masked_scatter(is_placeholder[..., None], tokens)
         if image is None and self.training and torch.is_grad_enabled() and past_key_values is None:
             # Every rank of a distributed run must use every parameter, also for a batch of text alone.
-            image = self.get_image_features(embeds.new_zeros(1, 3, *self.config.image_size))
+            image = self.get_image_features(embeds.new_zeros(1, *self.pixel_shape))
             embeds = embeds + 0 * image.pooler_output[0].sum()
             image = without_rows(image)
         attentions: dict[int, Tensor] | None = {} if output_remember_attentions else None
         if image is not None and image.deepstack_features is not None:
             kwargs["refusion"] = state_of_chunk(self, image, is_placeholder, input_ids, attentions=attentions)
+        elif self.refusion.drops_after is not None:
+            kwargs["refusion"] = shortening_of_chunk(
+                is_placeholder, attention_mask, is_answer, has_images=len(tokens) > 0
+            )
         outputs = self.language_model(
             inputs_embeds=embeds,
             attention_mask=attention_mask,
@@ -212,6 +208,13 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
             if attentions is None
             else tuple(attentions[layer] for layer in sorted(attentions)),
         )
+
+    def _tokens(self, levels: Tensor) -> Tensor:
+        """Vision tokens float[N, V, D] of levels float[N, L, P, C]."""
+        tokens = self.multi_modal_projector(self._features(levels, self.multi_modal_projector))
+        if self.config.vision_token_rms is not None:
+            tokens = nn.functional.rms_norm(tokens, tokens.shape[-1:]) * self.config.vision_token_rms
+        return tokens
 
     def _placeholders(self, input_ids: Tensor | None, embeds: Tensor) -> Tensor:
         if input_ids is not None:

@@ -18,7 +18,7 @@ class Encoding:
     Attributes:
         input_ids: Token ids, T of them, image slots expanded.
         target: True on assistant text and its end token.
-        pixel_values: float[n, 3, height, width], one per image in reading order; n may be 0.
+        pixel_values: float[n, 3, height, width], one per image in reading order; n may be 0. With views, float[n, 1 + X, 3, height, width].
     """
 
     input_ids: list[int]
@@ -36,7 +36,7 @@ def pad(encodings: Sequence[Encoding], *, pad_token_id: int, side: Literal["left
 
     Returns:
         `input_ids` long[B, T], `attention_mask` long[B, T], `labels` long[B, T] (-100 where nothing is to be said), and `pixel_values`
-        float[N, 3, height, width] of all images in order, absent when there is none.
+        float[N, 3, height, width] (with views, [N, 1 + X, 3, height, width]) of all images in order, absent when there is none.
 
     Raises:
         ValueError: There is nothing to pad, or the side is neither.

@@ -14,6 +14,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from vision_remember.geometry import Grid, encoder_grid
+from vision_remember.model.pixels import pixel_shape
 from vision_remember.projectors import build_projector
 from vision_remember.refusion import Backbones, build_refusion
 
@@ -100,10 +101,6 @@ class VisionRememberConfig(PreTrainedConfig):
             raise ValueError(
                 f"refusion.layers names {outside[0]}, the decoder has {depth} layers; use -1 (before layer 0) to {depth - 1}"
             )
-        if refusion.views:
-            raise ValueError(
-                f"refusion {self.refusion['type']} wants image views {refusion.views}; only the page itself is read"
-            )
 
     def build_plugins(self, device: torch.device | None = None) -> tuple[Any, Any]:
         """Make the projector and the re-fusion module that this config describes."""
@@ -123,6 +120,17 @@ class VisionRememberConfig(PreTrainedConfig):
             )
         size = self.vision_config.image_size
         return (size, size) if isinstance(size, int) else tuple(size)
+
+    @property
+    def views(self) -> tuple[Grid, ...]:
+        """Enlarged pages that the re-fusion method reads beside the page itself, as grids of canvases."""
+        _, refusion = self.build_plugins(torch.device("meta"))
+        return refusion.views
+
+    @property
+    def pixel_shape(self) -> tuple[int, ...]:
+        """Shape of the pixels of one image: (3, height, width), or (1 + X, 3, height, width) with X crops of enlarged pages."""
+        return pixel_shape(self.image_size, self.views)
 
     @property
     def patch_grid(self) -> Grid:

@@ -15,10 +15,13 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 
 from vision_remember.model.backbones import assemble
-from vision_remember.model.base import VisionRememberModel, VisionRememberPreTrainedModel
+from vision_remember.model.base import VisionRememberModel
+from vision_remember.model.batch import IGNORED_LABEL
 from vision_remember.model.configuration import VisionRememberConfig
 from vision_remember.model.outputs import VisionRememberCausalLMOutput, VisionRememberImageFeatures
 from vision_remember.model.parts import Parts, split_parameters
+from vision_remember.model.pretrained import VisionRememberPreTrainedModel
+from vision_remember.model.shortening import check_generation
 
 __all__ = ["VisionRememberForConditionalGeneration", "VisionRememberModel"]
 
@@ -70,6 +73,11 @@ class VisionRememberForConditionalGeneration(VisionRememberPreTrainedModel, Gene
         """Vision tokens and memory rows of images; see `VisionRememberModel.get_image_features`."""
         return self.model.get_image_features(*args, **kwargs)
 
+    def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs) -> None:
+        super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
+        if self.model.refusion.drops_after is not None:
+            check_generation(generation_mode, generation_config, self.config.refusion["type"])
+
     def parts(self) -> Parts:
         """Named parameters by part: encoder, projector, refusion, language_model. Every parameter once, in exactly one part."""
         return split_parameters(self)
@@ -108,13 +116,14 @@ class VisionRememberForConditionalGeneration(VisionRememberPreTrainedModel, Gene
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             mm_encoder_outputs=mm_encoder_outputs,
+            is_answer=None if labels is None else labels != IGNORED_LABEL,
             **kwargs,
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             if num_items_in_batch is None:
-                num_items_in_batch = (labels[:, 1:] != -100).sum().clamp(min=1)
+                num_items_in_batch = (labels[:, 1:] != IGNORED_LABEL).sum().clamp(min=1)
             loss = self.loss_function(
                 logits, labels, vocab_size=self.config.text_config.vocab_size, num_items_in_batch=num_items_in_batch
             )

@@ -14,8 +14,10 @@ from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor
 
 from vision_remember.data.images import decode_image
+from vision_remember.geometry import Grid
 
 PAYLOAD_KEYS = ("image", "path", "url", "base64")
+PAGE = Grid(1, 1)  # the view that every encoder sees
 
 
 def carried_images(messages: Sequence[dict]) -> list[Image.Image]:
@@ -91,6 +93,35 @@ def fit(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int, int, 
     scale = min(canvas[0] / size[0], canvas[1] / size[1])
     width, height = (min(limit, max(1, round(side * scale))) for side, limit in zip(size, canvas, strict=True))
     return (canvas[0] - width) // 2, (canvas[1] - height) // 2, width, height
+
+
+def pixel_shape(image_size: Sequence[int], views: Sequence[Grid]) -> tuple[int, ...]:
+    """Shape of the pixels of one image.
+
+    Args:
+        image_size: Height and width of the encoder's canvas in pixels.
+        views: Enlarged pages that are read beside the page itself.
+
+    Returns:
+        `(3, height, width)`, or `(1 + X, 3, height, width)` where the views have X crops in all; the page itself comes first.
+    """
+    num_crops = sum(view.num_cells for view in views)
+    return (*((1 + num_crops,) if num_crops else ()), 3, *image_size)
+
+
+def crops(image: Image.Image, view: Grid, canvas: tuple[int, int], processor: BaseImageProcessor) -> list[Image.Image]:
+    """The page enlarged over a grid of canvases, as crops of one canvas each, row by row; `PAGE` is the page itself.
+
+    Args:
+        image: Any size.
+        view: Rows and columns of canvases.
+        canvas: Width and height of one canvas in pixels.
+        processor: The encoder's image processor; its mean and resampling filter are used.
+    """
+    width, height = canvas
+    enlarged = place_on_canvas(image, (view.width * width, view.height * height), processor)
+    corners = [(column * width, row * height) for row in range(view.height) for column in range(view.width)]
+    return [enlarged.crop((left, top, left + width, top + height)) for left, top in corners]
 
 
 def place_on_canvas(image: Image.Image, canvas: tuple[int, int], processor: BaseImageProcessor) -> Image.Image:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor, BatchFeature, ProcessorMixin
 from transformers.processing_utils import MultiModalData
 
+from vision_remember.geometry import Grid
 from vision_remember.model.batch import IGNORED_LABEL, Encoding, pad
 from vision_remember.model.chat import (
     CHAT_TEMPLATE,
@@ -24,7 +25,7 @@ from vision_remember.model.chat import (
 )
 from vision_remember.model.configuration import VisionRememberConfig
 from vision_remember.model.embedded import model_path
-from vision_remember.model.pixels import as_rgb, carried_images, place_on_canvas
+from vision_remember.model.pixels import PAGE, as_rgb, carried_images, crops, pixel_shape
 
 
 class RenderedChat(str):
@@ -42,11 +43,18 @@ class VisionRememberProcessor(ProcessorMixin):
         tokenizer: The language model's own, with the control tokens added (`load_tokenizer`).
         num_image_tokens: Vision tokens V per image, after the projector.
         image_size: Height and width of the encoder's canvas in pixels.
+        views: Rows and columns of canvases of every enlarged page that the model reads beside the page itself.
         chat_template: Must be `CHAT_TEMPLATE`; it is stored beside the model for tools that display chats.
     """
 
     def __init__(
-        self, image_processor=None, tokenizer=None, num_image_tokens=None, image_size=None, chat_template=None
+        self,
+        image_processor=None,
+        tokenizer=None,
+        num_image_tokens=None,
+        image_size=None,
+        views=(),
+        chat_template=None,
     ):
         if chat_template not in (None, CHAT_TEMPLATE):
             raise ValueError(
@@ -55,6 +63,7 @@ class VisionRememberProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=CHAT_TEMPLATE)
         self.num_image_tokens = num_image_tokens
         self.image_size = list(image_size)
+        self.views = [list(view) for view in views]
         self.image_token = IMAGE_TOKEN
         self.template = ChatTemplate(tokenizer, num_image_tokens)
         self.image_token_id = self.template.image_token_id
@@ -77,6 +86,7 @@ class VisionRememberProcessor(ProcessorMixin):
             load_tokenizer(text),
             num_image_tokens=config.token_grid.num_cells,
             image_size=config.image_size,
+            views=[(view.height, view.width) for view in config.views],
         )
         if processor.image_token_id != config.image_token_id:
             raise ValueError(
@@ -123,17 +133,17 @@ class VisionRememberProcessor(ProcessorMixin):
 
     def canvases(self, images: Sequence[Image.Image]) -> list[Image.Image]:
         """RGB images as the encoder sees them, each fitted whole onto its canvas."""
-        height, width = self.image_size
-        return [
-            place_on_canvas(as_rgb(image, f"images[{index}]"), (width, height), self.image_processor)
-            for index, image in enumerate(images)
-        ]
+        return self._crops(images, [PAGE])
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
-        """Pixels of n images, float[n, 3, height, width]."""
+        """Pixels of n images, float[n, 3, height, width]; with views float[n, 1 + X, 3, height, width], the page before its X crops."""
+        views = [Grid(*view) for view in self.views]
+        shape = pixel_shape(self.image_size, views)
         if not images:
-            return torch.empty(0, 3, *self.image_size)
-        return self.image_processor(self.canvases(images), return_tensors="pt", do_resize=False)["pixel_values"]
+            return torch.empty(0, *shape)
+        canvases = self._crops(images, [PAGE, *views])
+        pixels = self.image_processor(canvases, return_tensors="pt", do_resize=False)["pixel_values"]
+        return pixels.reshape(len(images), *shape)
 
     def pad(self, encodings: Sequence[Encoding], *, side: Literal["left", "right"]) -> BatchFeature:
         """Pad conversations into a batch.
@@ -144,7 +154,7 @@ class VisionRememberProcessor(ProcessorMixin):
 
         Returns:
             `input_ids` long[B, T], `attention_mask` long[B, T], `labels` long[B, T] (-100 where nothing is to be said), and
-            `pixel_values` float[N, 3, height, width] of all images in order, absent when there is none.
+            `pixel_values` of all N images in order, as `pixels` makes them, absent when there is none.
         """
         return pad(encodings, pad_token_id=self.template.pad_id, side=side)
 
@@ -234,6 +244,16 @@ class VisionRememberProcessor(ProcessorMixin):
         """Token counts that serving engines ask for before they have an image."""
         count = len(image_sizes or [])
         return MultiModalData(num_image_tokens=[self.num_image_tokens] * count, num_image_patches=[1] * count)
+
+    def _crops(self, images: Sequence[Image.Image], views: Sequence[Grid]) -> list[Image.Image]:
+        height, width = self.image_size
+        rgb = (as_rgb(image, f"images[{index}]") for index, image in enumerate(images))
+        return [
+            crop
+            for image in rgb
+            for view in views
+            for crop in crops(image, view, (width, height), self.image_processor)
+        ]
 
     def _inputs(self, encodings: Sequence[Encoding], *, with_assistant_masks: bool = False) -> BatchFeature:
         batch = self.pad(encodings, side="left")

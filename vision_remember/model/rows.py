@@ -110,7 +110,7 @@ def state_of_chunk(
     )
     if model.refusion.needs_whole_images:
         state.check_whole_images()
-    if model.config.refusion.get("guidance"):
+    if model.refusion.needs_guidance:
         state = dataclasses.replace(
             state, guidance=guiding_text(input_ids, is_placeholder.shape[1], state, model.config)
         )

@@ -18,9 +18,18 @@ from torch import Tensor, nn
 
 from vision_remember import plugins
 from vision_remember.geometry import Grid, VisionFeatures
-from vision_remember.refusion.state import Memory, RefusionState, flat_positions
+from vision_remember.refusion.state import Memory, RefusionState, Shortening, flat_positions
 
-__all__ = ["Backbones", "Insertion", "Memory", "Method", "RefusionState", "build_refusion", "flat_positions"]
+__all__ = [
+    "Backbones",
+    "Insertion",
+    "Memory",
+    "Method",
+    "RefusionState",
+    "Shortening",
+    "build_refusion",
+    "flat_positions",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +79,20 @@ class Method(nn.Module):
     Attributes:
         layers: Decoder layers after which it acts, -1 being before the first.
         levels: The encoder's ``hidden_states`` that it reads.
-        views: Image views it wants beside the page itself.
+        views: Enlarged pages that it wants beside the page itself, each as a grid of canvases: ``Grid(2, 2)`` is the page at
+            twice the size, cut into four crops, row by row. Every crop passes encoder and projector as the page does.
         needs_whole_images: Whether a prefill chunk must not cut an image.
+        needs_guidance: Whether it reads the user text of each image's own turn.
+        drops_after: The decoder layer after which it drops tokens, so that all layers above run on a shorter sequence; None for
+            methods that keep every token. Its state is a :class:`Shortening`, and it is asked for no memory.
     """
 
     layers: tuple[int, ...] = ()
     levels: tuple[int, ...] = ()
-    views: tuple[str, ...] = ()
+    views: tuple[Grid, ...] = ()
     needs_whole_images: bool = False
+    needs_guidance: bool = False
+    drops_after: int | None = None
 
     def __init__(self, config: Any, backbones: Backbones) -> None:
         super().__init__()
@@ -85,6 +100,10 @@ class Method(nn.Module):
 
     def memory(self, features: VisionFeatures, token_grid: Grid) -> Memory:
         """The memory of B images for vision tokens on ``token_grid``, made once per image."""
+        raise NotImplementedError
+
+    def memory_of_views(self, tokens: Tensor, token_grid: Grid) -> Memory:
+        """The same for a method that asks for ``views``: from the vision tokens of their X crops, ``float[B, X, V, D]``."""
         raise NotImplementedError
 
     def insertion(self, layer: int) -> "Insertion":
@@ -95,10 +114,11 @@ class Method(nn.Module):
 class Insertion(nn.Module):
     """The child of one decoder layer; ``forward(hidden, state, layer) -> (hidden, state)``.
 
-    ``hidden`` is ``float[B, T, D]`` and comes back as a new tensor in which only the rows ``state.position`` differ.
+    ``hidden`` is ``float[B, T, D]`` and comes back as a new tensor in which only the rows ``state.position`` differ, or, where
+    the method drops tokens and ``state`` is a :class:`Shortening`, with the rows of the tokens that are left.
     """
 
-    def forward(self, hidden: Tensor, state: RefusionState, layer: int) -> tuple[Tensor, RefusionState]:
+    def forward(self, hidden: Tensor, state: Any, layer: int) -> tuple[Tensor, Any]:
         raise NotImplementedError
 
 

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+from vision_remember.plugins import Origin
 from vision_remember.refusion import Method
+
+ORIGIN = Origin()
 
 
 @dataclass(frozen=True, kw_only=True)

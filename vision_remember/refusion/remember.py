@@ -13,8 +13,7 @@ The last linear of every branch starts at zero, so a fresh module changes nothin
 vision token: the module acts in the prefill only, and the layers above it cache tokens that have already remembered.
 
 Source: Feng et al., arXiv 2506.03928, v1 (local attention over CLIP levels 13, 18 and 23 between LLM layers) and v2 (the
-two named parts and the text-guided token). No code is public: every field of :class:`Config`, and the norms, shapes,
-start values and order below, are our choice.
+two named parts and the text-guided token). No code is public: Config's fields, norms, shapes, start and order are our choice.
 """
 
 from dataclasses import dataclass
@@ -25,7 +24,10 @@ from torch import Tensor, nn
 
 from vision_remember.geometry import Grid, VisionFeatures, gather_windows, windows
 from vision_remember.local_attention import attend
+from vision_remember.plugins import Origin
 from vision_remember.refusion import Backbones, Insertion, Memory, Method, RefusionState
+
+ORIGIN = Origin(paper="arXiv 2506.03928")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,7 @@ class VisionRemember(Method):
         super().__init__(config, backbones.with_heads(config.num_heads, config.num_kv_heads))
         self.layers = config.layers or tuple(sorted({backbones.decoder_layers * k // 6 for k in (0, 1, 2)}))
         self.levels = config.levels or tuple(sorted({backbones.encoder_layers * k // 24 for k in (13, 18, 23)}))
-        self.needs_whole_images = config.bidirectional
+        self.needs_whole_images, self.needs_guidance = config.bidirectional, config.guidance
 
     def memory(self, features: VisionFeatures, token_grid: Grid) -> Memory:
         """Normalises every level and hands each token its own window of them, flattened into channels."""

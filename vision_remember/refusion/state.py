@@ -1,10 +1,12 @@
 """What travels to the insertions: the memory, one row per vision token, and the state of one call of the language model.
 
 Rows, because whatever repeats, slices or packs the tokens of an image (beams, chunked prefill, serving engines) can do the
-same to rows, and would silently mis-slice a feature map.
+same to rows, and would silently mis-slice a feature map. Methods that drop tokens have no memory and another state,
+:class:`Shortening`.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,6 +81,60 @@ class RefusionState:
                 f"a prefill chunk holds {int(present[row])} of the {int(self.count[row])} vision tokens of image "
                 f"{int(self.image[row])}, and this re-fusion method attends over whole images; prefill in larger chunks"
             )
+
+
+@dataclass(kw_only=True, eq=False)
+class Shortening:
+    """The state of a method that drops tokens, for one call of the language model; passed down as ``refusion=``.
+
+    The caller gives the first three; the decoder layer under the drop fills ``received``, the method ``places``, and the
+    layers above work on what is left. Decoding and text alone drop nothing: there ``vision`` and ``asking`` are None.
+
+    Attributes:
+        valid: ``bool[B, T]``, which positions of the chunk hold a token; None for all.
+        vision: ``bool[B, T]``, the vision tokens, which may be dropped.
+        asking: ``long[B]``, the position whose attention decides: the last token of each prompt.
+        received: ``float[B, T]``, attention that every position receives from the asking one, the mean over the heads.
+        places: ``long[B, S]``, the positions that are left, increasing, then -1 up to the longest of the batch.
+        mask: What the decoder's attention takes as its mask among the tokens that are left.
+    """
+
+    valid: Tensor | None = None
+    vision: Tensor | None = None
+    asking: Tensor | None = None
+    received: Tensor | None = None
+    places: Tensor | None = None
+    mask: Any = None
+
+    @torch.no_grad()
+    def ask(self, query: Tensor, key: Tensor, scaling: float) -> None:
+        """Measures ``received``, in float32, from one layer's queries ``[B, H, T, K]`` and keys ``[B, Hkv, T, K]``."""
+        assert self.asking is not None and self.valid is not None
+        at = self.asking[:, None, None, None].expand(-1, query.shape[1], 1, query.shape[3])
+        asked = query.gather(2, at).float().view(len(query), key.shape[1], -1, query.shape[3])  # [B, Hkv, H / Hkv, K]
+        seen = self.valid & (torch.arange(key.shape[2], device=key.device) <= self.asking[:, None])
+        logits = (asked @ key.float().mT * scaling).masked_fill(~seen[:, None, None], float("-inf"))
+        self.received = logits.softmax(-1).mean((1, 2))
+
+    def leave(self, kept: Tensor) -> None:
+        """Fills ``places`` with the positions of ``kept bool[B, T]``."""
+        count = kept.sum(1, keepdim=True)
+        length = int(count.max())
+        order = kept.long().argsort(dim=1, descending=True, stable=True)[:, :length]
+        self.places = order.where(torch.arange(length, device=kept.device) < count, -1)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """From one row per position, ``[B, T, D]`` or ``[1, T, D]``, to one per place, ``[B, S, D]``; padding repeats row 0."""
+        assert self.places is not None
+        at = self.places.clamp(min=0)[..., None].expand(-1, -1, x.shape[2])
+        return x.expand(len(at), -1, -1).gather(1, at)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """Back from one row per place, ``[B, S, D]``, to one per position, ``[B, T, D]``; dropped positions are 0."""
+        assert self.places is not None and self.vision is not None
+        length = self.vision.shape[1]
+        at = self.places.where(self.places >= 0, length)[..., None].expand_as(x)
+        return x.new_zeros(len(x), length + 1, x.shape[2]).scatter(1, at, x)[:, :length]
 
 
 def flat_positions(mask: Tensor, num_rows: int) -> Tensor:

@@ -25,7 +25,8 @@ NO_PIXELS = Image.new("RGB", (32, 32))  # stands where an image was
 class FeatureCache:
     """Encoder levels by image content, and samples without their pixels; shared by the runs of one process.
 
-    Held in memory: 4 * L * P * C bytes an image, 295 kB for four levels of a 12 x 12 grid, 128 wide.
+    Held in memory: 4 * L * P * C bytes an image, 295 kB for four levels of a 12 x 12 grid, 128 wide; as much again for every crop that
+    re-fusion reads beside the page.
     """
 
     def __init__(self) -> None:
@@ -114,7 +115,7 @@ class CachedFeatures:
         return self.samples[key][0]
 
     def of(self, key: Key) -> Tensor:
-        """The levels of its images, float[n, L, P, C]; empty for a sample of text alone."""
+        """The levels of its n images as `encode` gives them, float[n, L, P, C] or float[n, L, 1 + X, P, C]; empty for text alone."""
         images = [self.features[self.encoder, image] for image in self.samples[key][1]]
         if not images:
             return torch.empty(0)
@@ -127,7 +128,7 @@ def _content(image: Image.Image) -> str:
 
 def _fingerprint(model: VisionRememberForConditionalGeneration, processor: VisionRememberProcessor) -> str:
     digest = hashlib.sha256(processor.image_processor.to_json_string().encode())
-    digest.update(str(processor.image_size).encode())
+    digest.update(f"{processor.image_size} {processor.views}".encode())
     for name, parameter in model.parts()["encoder"]:
         digest.update(name.encode())
         digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
