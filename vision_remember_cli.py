@@ -142,17 +142,35 @@ def evaluate(
         list[str] | None, typer.Argument(metavar="[key=value]...", help="Options of the task.", show_default=False)
     ] = None,
     model: Model = TINY,
-    task: Annotated[str, typer.Option(help="synthetic_documents, or dataset (path=FOLDER).")] = "synthetic_documents",
+    task: Annotated[
+        str | None,
+        typer.Option(help="dataset or a benchmark such as chartqa (path=FOLDER).", show_default="synthetic_documents"),
+    ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Folder with a local copy of each benchmark, or synthetic.", show_default=False
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for every answer and the scores.", show_default=False)
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Score a model on a task, per family with 95 % intervals.
+    """Score a model on a task, or on every task of a suite, per family with 95 % intervals.
 
-    Options of synthetic_documents: count=1000 split=test seed=0 families=[table,form] questions=1.
+    Options of synthetic_documents: count=1000 split=test seed=0 families=[table,form] questions=1; of a benchmark: path=FOLDER limit=100.
     """
-    run(lambda cli: cli.evaluate(model, task, options or [], out), as_json)
+    run(lambda cli: cli.evaluate(model, task, suite, options or [], out), as_json)
+
+
+@app.command("paper-table")
+def paper_table(
+    runs: Annotated[Path, typer.Option(help="Folder that evaluate and compare wrote into, searched at any depth.")],
+    as_json: Json = False,
+) -> None:
+    """Lay measured runs beside published figures; every cell says which it is."""
+    run(lambda cli: cli.paper_table(runs), as_json)
 
 
 @app.command()
@@ -166,6 +184,30 @@ def compare(
     """Train and evaluate every row of a matrix with the same data, order and budget."""
     numbers = _seeds(seeds)
     run(lambda cli: cli.compare(recipe, numbers, out, overrides or []), as_json)
+
+
+@app.command()
+def analyse(
+    out: Annotated[Path, typer.Option(help="Folder for report.html and the figures (PNG, SVG, CSV).")],
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MODEL]...", help="Models to look inside, on the same pages.", show_default=TINY),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Folder of your own images; without probes.", show_default="rendered pages"),
+    ] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Rendered pages.", show_default="1000")] = None,
+    question: Annotated[
+        str | None,
+        typer.Option(help="Asked about each of --images.", show_default="What is written on this page?"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the rendered pages.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Look inside models: what vision tokens forget, what they get back, and where they look."""
+    chosen = models or [TINY]
+    run(lambda cli: cli.analyse(chosen, out, images=images, count=count, question=question, seed=seed), as_json)
 
 
 @app.command("list")

@@ -14,13 +14,14 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 import vision_remember_cli as front
+from tests.evaluation import copies
 from tests.tiny import save_encoder, save_language_model
 from vision_remember import VisionRememberForConditionalGeneration, VisionRememberProcessor, cli
 
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = [
     *("demo", "ask", "train", "evaluate", "compare", "list", "data", "data make", "data show", "data check"),
-    *("foundation", "foundation build"),
+    *("paper-table", "foundation", "foundation build"),
 ]
 # The front end in a process of its own, over a package whose `list` does what the test says: importing the real one takes seconds.
 STAND_IN = """
@@ -228,3 +229,19 @@ def test_closed_streams_are_no_reason_to_fail(closed: str) -> None:
     done = shell(f"vr {closed}", body="print('note')")
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_evaluate_scores_a_suite_and_paper_table_lays_it_beside_published_figures(model: Path, tmp_path: Path) -> None:
+    copies.write_json(tmp_path / "copies" / "gqa", "gqa")
+    suite = ("evaluate", "--suite", tmp_path / "copies", "--model", model)
+    scored = parsed(run(*suite, "--out", tmp_path / "runs" / "mine", "--json"))
+    assert set(scored["suite"]) == {"gqa"} and scored["suite"]["gqa"]["questions"] == 3
+    groups = parsed(run("paper-table", "--runs", tmp_path / "runs", "--json"))["groups"]
+    cell = groups[0]["rows"][-1]["cells"]["GQA"]
+    assert (cell["status"], cell["questions"]) == ("measured here", 3)
+    assert "* measured here" in run("paper-table", "--runs", tmp_path / "runs").stdout
+    assert "accuracy" in run(*suite, "limit=2").stdout
+    path = f"path={tmp_path / 'copies' / 'gqa'}"
+    assert "accuracy" in run("evaluate", "--task", "gqa", path, "--model", model).stdout
+    both = run(*suite, "--task", "gqa")
+    assert both.exit_code == 1 and "give one of them" in both.stderr

@@ -99,13 +99,30 @@ def train(recipe: str, overrides: Sequence[str], *, resume: bool, out: Path | No
     return Report(text=f"trained model: {folder}", data={"model": str(folder)})
 
 
-def evaluate(model: str, task: str, options: Sequence[str], out: Path | None) -> Report:
-    """Score a model on a task."""
+def evaluate(model: str, task: str | None, suite: str | None, options: Sequence[str], out: Path | None) -> Report:
+    """Score a model on a task, or on every task of a suite."""
     from vision_remember import evaluation
+    from vision_remember.evaluation.suite import evaluate_suite, summary
+    from vision_remember.evaluation.table import headlines_table, scores_table
 
-    chosen = {"type": task, **dict(_option(option) for option in options)}
-    result = evaluation.evaluate(model_folder(model), chosen, out=out, console=Console(stderr=True))
-    return Report(text=_rendered(_scores(result)), data=result.to_dict())
+    chosen = dict(_option(option) for option in options)
+    console = Console(stderr=True)
+    if suite is None:
+        task = task or "synthetic_documents"
+        result = evaluation.evaluate(model_folder(model), {"type": task, **chosen}, out=out, console=console)
+        return Report(text=_rendered(scores_table(result)), data=result.to_dict())
+    if task is not None:
+        raise ValueError(f"--task {task} and --suite {suite}: give one of them")
+    results = evaluate_suite(model_folder(model), suite, chosen, out=out, console=console)
+    return Report(text=_rendered(headlines_table(results)), data=summary(results))
+
+
+def paper_table(runs: Path) -> Report:
+    """Lay measured runs beside the published figures."""
+    from vision_remember.evaluation import paper_table
+
+    found = paper_table.paper_table(runs)
+    return Report(text=_rendered(paper_table.tables(found)), data=found)
 
 
 def compare(recipe: str, seeds: Sequence[int], out: Path, overrides: Sequence[str] = ()) -> Report:
@@ -120,25 +137,26 @@ def compare(recipe: str, seeds: Sequence[int], out: Path, overrides: Sequence[st
     return Report(text=_rendered(results_table(results)) + "\n".join(files.values()), data={**results, "files": files})
 
 
+def analyse(
+    models: Sequence[str], out: Path, *, images: Path | None, count: int | None, question: str | None, seed: int
+) -> Report:
+    """Look inside models: what their vision tokens forget, and what they get back."""
+    from vision_remember.analysis import analyse as analysis
+
+    for name in models:
+        model_folder(name)
+    found = analysis.analyse(
+        models, out, images=images, count=count, question=question, seed=seed, console=Console(stderr=True)
+    )
+    return Report(text="\n".join(analysis.text_lines(found)), data=found)
+
+
 def list_methods() -> Report:
     """List what the plug-in rooms hold."""
-    from rich.table import Table
-    from rich.text import Text
-
     from vision_remember import cli_list
 
     found = {"projectors": cli_list.projectors(), "refusion": cli_list.refusions()}
-    text = ""
-    for title, rows in found.items():
-        table = Table(
-            title=f"{title} at the size of CLIP-L/14-336 + Qwen2-1.5B, default options", title_justify="left", box=None
-        )
-        for head in rows[0]:
-            table.add_column(head, justify="right" if isinstance(rows[0][head], int) else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(f"{value:,}" if isinstance(value, int) else str(value)) for value in row.values()))
-        text += _rendered(table) + "\n"
-    return Report(text=text.rstrip("\n"), data=found)
+    return Report(text="\n".join(map(_rendered, cli_list.tables(found))).rstrip("\n"), data=found)
 
 
 def data_make(out: Path, *, count: int, split: str, seed: int, families: Sequence[str] | None) -> Report:
@@ -233,24 +251,6 @@ def _option(text: str) -> tuple[str, Any]:
     if not equals:
         raise ValueError(f"option {text!r}: write it as key=value")
     return key, yaml.safe_load(value)
-
-
-def _scores(result: Any) -> RenderableType:
-    from rich.table import Table
-
-    table = Table("family", "exact match %", "95 %", "ANLS %", "n", box=None)
-    for family, score in result.scores.items():
-        low, high = score["ci95"]
-        table.add_row(
-            family,
-            f"{100 * score['value']:.1f}",
-            f"{100 * low:.1f} to {100 * high:.1f}",
-            f"{100 * score['anls']['value']:.1f}",
-            str(score["n"]),
-        )
-    low, high = result.mean["ci95"]
-    table.add_row("mean", f"{100 * result.mean['value']:.1f}", f"{100 * low:.1f} to {100 * high:.1f}")
-    return table
 
 
 def _rendered(table: RenderableType) -> str:

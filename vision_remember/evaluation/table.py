@@ -1,4 +1,4 @@
-"""The table of a comparison on the terminal."""
+"""Scores, suites and comparisons as tables on the terminal."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from vision_remember.evaluation.runner import Evaluation
 from vision_remember.evaluation.wording import ends, gain_sentence, layout_sentence
 
 
@@ -39,6 +40,37 @@ def results_table(results: Mapping[str, Any]) -> Group:
     sentences = [gain_sentence(name, gain) for name, gain in summary["recovered"].items()]
     sentences += [layout_sentence(name, layout) for name, layout in summary["layout"].items()]
     return Group(table, *(Text(sentence, style="dim") for sentence in sentences))
+
+
+def scores_table(result: Evaluation) -> Table:
+    """Return the scores of one model on one task, per family in %, and what papers print about it."""
+    has_anls = any("anls" in score for score in result.scores.values())
+    table = Table("family", "score %" if result.totals else "exact match %", "95 %", box=None)
+    for head in ("ANLS %", "n") if has_anls else ("n",):
+        table.add_column(head)
+    for family, score in result.scores.items():
+        anls = [f"{100 * score['anls']['value']:.1f}"] if has_anls else []
+        table.add_row(family, f"{100 * score['value']:.1f}", _ends(score), *anls, str(score["n"]))
+    table.add_row("mean", f"{100 * result.mean['value']:.1f}", _ends(result.mean))
+    for name, value in result.totals.items():
+        if name not in result.scores:
+            table.add_row(Text(name, style="bold"), f"{value:.1f}")
+    return table
+
+
+def headlines_table(results: Mapping[str, Evaluation]) -> Table:
+    """Return what one model reached on every task of a suite."""
+    table = Table("task", "headline", "value", "mean score %", "95 %", "n", box=None)
+    for task, result in results.items():
+        name, value = next(iter(result.totals.items()), ("exact match", 100 * result.mean["value"]))
+        mean = f"{100 * result.mean['value']:.1f}"
+        table.add_row(task, name, f"{value:.1f}", mean, _ends(result.mean), str(len(result.records)))
+    return table
+
+
+def _ends(score: Mapping[str, Any]) -> str:
+    low, high = (100 * end for end in score["ci95"])
+    return f"{low:.1f} to {high:.1f}"
 
 
 def _recovered(gain: Mapping[str, Any] | None) -> Text:

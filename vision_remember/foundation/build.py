@@ -50,7 +50,7 @@ def build(out: Path, *, seed: int = 0) -> Path:
         start = {"vision": weights / "encoder", "text": weights / "language_model"}
         start["projector_weights"] = weights / f"projector_{projector['type']}"
         _stage(name, out, "align.yaml", {**start, "projector": projector, "refusion": refusion})
-    _stage("llava_vr_tiny", out, "llava_vr_tiny.yaml", {"checkpoint": weights / "align_remember"})
+    _stage("llava_vr_tiny", out, "llava_vr_tiny.yaml", {"checkpoint": weights / "align_mlp"})
     return weights
 
 

@@ -1,15 +1,17 @@
 """Tasks: what is asked. One file per task; the name of the file is the name of the task.
 
 A task file defines a frozen, keyword-only dataclass `Config` of its options and `questions(config) -> list[Question]`. Questions are asked
-one by one, in a conversation of their own, as a user of `ask` would.
+one by one, in a conversation of their own, as a user of `ask` would. A published benchmark also brings its metric: `benchmark.py`.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from vision_remember import plugins
 from vision_remember.data.schema import ImageSlot, Sample, Turn
+from vision_remember.evaluation.benchmark import Item
 from vision_remember.model.engine import Request
 
 ROOM = "evaluation.tasks"
@@ -84,6 +86,21 @@ def load_task(options: Mapping[str, Any]) -> list[Question]:
     Raises:
         ValueError: an unknown task, a misspelt option, or no question at all.
     """
+    return _questions(options)
+
+
+def benchmark(name: str) -> ModuleType | None:
+    """Return the module of a task if it is a published benchmark, else None."""
+    module = plugins.load(ROOM, name)
+    return module if "score" in vars(module) else None
+
+
+def load_benchmark(options: Mapping[str, Any]) -> list[Item]:
+    """Return the questions of a published benchmark; raises as `load_task` does, and where the local copy cannot be read."""
+    return _questions(options)
+
+
+def _questions(options: Mapping[str, Any]) -> list[Any]:
     config = plugins.build_config(ROOM, options)
     questions = plugins.load(ROOM, options["type"]).questions(config)
     if not questions:

@@ -1,0 +1,68 @@
+"""The sentences of a report say what the numbers say: gains, costs and doubts, where a method stops, and what was not recorded."""
+
+import dataclasses
+
+import pytest
+
+from tests.analysis.made_up import curve, measured
+from vision_remember.analysis.recording import AS_IT_IS, MUTED
+from vision_remember.analysis.wording import (
+    density_sentence,
+    looks_sentence,
+    opening,
+    reading_sentence,
+    similarity_sentence,
+)
+from vision_remember.geometry import Grid
+
+ABOUT = {"sheets": 200}
+PROBED = measured().characters
+
+
+@pytest.mark.parametrize(
+    ("gain", "words"),
+    [
+        (0.4, "looking again brings back 40.0 points (95 % interval 35.0 to 45.0)"),
+        (-0.4, "looking again costs 40.0 points (95 % interval 35.0 to 45.0)"),
+        (
+            0.01,
+            "looking again makes a difference of 1.0 points (95 % interval -4.0 to 6.0), which the interval does not tell from none",
+        ),
+    ],
+)
+def test_a_gain_is_called_what_its_interval_allows(gain: float, words: str) -> None:
+    assert PROBED is not None
+    one = measured(characters=dataclasses.replace(PROBED, regained=curve(0.0, gain)))
+    assert words in reading_sentence(one) and words in opening(one, ABOUT)
+
+
+def test_a_model_without_a_muted_reading_gains_nothing_in_words() -> None:
+    assert PROBED is not None
+    plain = dataclasses.replace(PROBED, read={AS_IT_IS: PROBED.read[AS_IT_IS]}, regained=None)
+    assert "again" not in reading_sentence(measured(characters=plain)) + opening(measured(characters=plain), ABOUT)
+
+
+def test_the_end_is_the_last_layer_unless_tokens_are_dropped() -> None:
+    assert "After 1 layer, before fastv drops tokens, it reads" in reading_sentence(measured(refusion="fastv"))
+    assert "After the last layer it reads" in reading_sentence(measured(num_layers=1))
+
+
+def test_without_probes_the_report_opens_with_the_density() -> None:
+    assert density_sentence(measured()) in opening(measured(characters=None), ABOUT)
+    assert "1.20 times an even look" in density_sentence(measured())
+
+
+def test_tokens_of_one_patch_dropped_no_detail() -> None:
+    one = measured(tokens=Grid(12, 12))
+    assert "no detail was dropped" in similarity_sentence(one)
+    parts = {name: {"mean": [0.9, 0.5], "detail": [0.1, 0.2]} for name in (AS_IT_IS, MUTED)}
+    assert "that to the detail from 0.10 to 0.20" in similarity_sentence(measured(similarity=parts))
+
+
+def test_why_there_are_no_pictures_is_said() -> None:
+    assert "has no re-fusion" in looks_sentence(measured(insertions=()))
+    assert "deepstack, which records no attention" in looks_sentence(measured(refusion="deepstack"))
+    looks = {0: None}
+    assert "The question takes part" in looks_sentence(measured(looks=looks))
+    assert "does not depend on what is asked" in looks_sentence(measured(looks=looks, is_guided=False))
+    assert "2 patches around it" in looks_sentence(measured(looks=looks, margin=2))
