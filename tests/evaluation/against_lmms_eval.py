@@ -6,13 +6,13 @@ headline that does.
 """
 
 import contextlib
-import copy
 import json
 import random
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pandas
 from lmms_eval.api.metrics import anls, exact_match_fn
 from lmms_eval.tasks.ai2d.utils import MultiChoiceRegexFilter
 from lmms_eval.tasks.chartqa.utils import chartqa_process_results
@@ -128,7 +128,7 @@ def _totals(name: str, scored: list[Scored]) -> dict[str, list[float]]:
         results = [{"l2_category": one.facts["part"], "score": one.score} for one in scored]
         return {"average": [totals["average"] / 100, mmstar.mmstar_aggregate_results(results)]}
     if name == "mmbench":
-        return {"circular": [totals["circular"] / 100, _mmbench_rate(_asked, circular=True)]}
+        return {"circular": [totals["circular"] / 100, _mmbench_circular()]}
     return {}
 
 
@@ -254,12 +254,17 @@ def _mmbench(rng: random.Random) -> Iterator[tuple[Item, str, float]]:
             row = {"index": number + rotation * 1_000_000, "answer": answer, "prediction": said, "category": "all"}
             _asked.append({**row, **{letter: choices.get(letter) for letter in "ABCD"}, "question": "?"})
             item = _item((answer,), row["index"], page=str(number), choices=json.dumps(choices, ensure_ascii=False))
-            yield item, said, _mmbench_rate([{**_asked[-1], "index": 1}], circular=False)
+            yield item, said, _mmbench_alone(_asked[-1], answer)
 
 
-def _mmbench_rate(rows: list[dict[str, Any]], *, circular: bool) -> float:
-    stripped = [{**row, "prediction": row["prediction"].strip()} for row in rows]
-    return float(MMBench_Evaluator().eval_result(copy.deepcopy(stripped), eval_method="static")[0])
+def _mmbench_alone(row: dict[str, Any], answer: str) -> float:
+    table = pandas.DataFrame([{**row, "prediction": row["prediction"].strip()}])
+    return float(MMBench_Evaluator().eval_sub_data(table, {row["index"]: answer}, static_only=True))
+
+
+def _mmbench_circular() -> float:
+    rows = [{**row, "prediction": row["prediction"].strip()} for row in _asked]
+    return float(MMBench_Evaluator().eval_result(rows, eval_method="static")[0])
 
 
 def _pope(rng: random.Random) -> Iterator[tuple[Item, str, float]]:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from vision_remember.evaluation.metrics import METRICS
 
@@ -41,8 +42,8 @@ def score_answer(
     return Record(id=id, page=page, family=family, question=question, answers=answers, prediction=prediction, **scores)
 
 
-def write_answers(path: Path, records: Iterable[Record]) -> None:
-    """Write one JSON object a line; the file appears complete or not at all."""
+def write_answers(path: Path, records: Iterable[Any]) -> None:
+    """Write one JSON object a line, of any dataclass; the file appears complete or not at all."""
     write_text(path, "".join(json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in records))
 
 

@@ -82,7 +82,7 @@ def evaluate(
     own = module.MAX_NEW_TOKENS if module else MAX_NEW_TOKENS
     longest = own if max_new_tokens is None else max_new_tokens
     split = "/".join(str(task[key]) for key in ("type", "split") if key in task)
-    questions = load_benchmark(task) if module else load_task(task)
+    questions: Sequence[Any] = load_benchmark(task) if module else load_task(task)
     engine = model if isinstance(model, Engine) else Engine.load(str(model))
     said = ask(engine, questions, batch_size=batch_size, max_new_tokens=longest, console=console, label=task["type"])
     records: list[Any]

@@ -20,7 +20,6 @@ import numpy as np
 
 from vision_remember.evaluation import bootstrap
 from vision_remember.evaluation.bootstrap import Floats
-from vision_remember.evaluation.records import Record
 
 MINIMUM_LEAD = 0.05
 LAYOUT_TOLERANCE = 0.01
@@ -58,13 +57,11 @@ class AnswerTable:
         return np.mean(scores, axis=0), np.mean(resampled, axis=0)
 
 
-def tabulate(
-    answers: Mapping[tuple[str, int], Sequence[Record]], split: str, metric: str = "exact_match"
-) -> AnswerTable:
+def tabulate(answers: Mapping[tuple[str, int], Sequence[Any]], split: str, metric: str = "exact_match") -> AnswerTable:
     """Build the table of one split from the records of every (row, seed).
 
     Args:
-        answers: records by (row name, training seed); every row with every seed.
+        answers: records by (row name, training seed), with `id`, `page`, `family` and the metric; every row with every seed.
         split: names the draws of pages, so that a split has the same resamples in every call.
         metric: the score of a record to use.
 
