@@ -113,7 +113,9 @@ def test_options_that_mean_nothing_are_refused(options: dict, named: str, models
 def test_labels_are_the_shortest_that_tell_models_apart() -> None:
     assert labels(["embedded/llava_vr_tiny"]) == ["llava_vr_tiny"]
     assert labels(["runs/a/none/model", "runs/a/remember/model"]) == ["none", "remember"]
-    assert labels(["runs/a/none/model", "runs/b/none/model"]) == ["a/none", "b/none"]
+    assert labels(["rows/none/seed-0/model", "rows/remember/seed-0/model"]) == ["none", "remember"]
+    assert labels(["runs/a/none", "runs/b/none", "runs/b/sva"]) == ["a/none", "b/none", "b/sva"]
+    assert labels(["runs/none/model"]) == ["none"]
     with pytest.raises(ValueError, match="told apart"):
         labels(["runs/a", "runs/a"])
 

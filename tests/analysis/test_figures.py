@@ -36,6 +36,11 @@ def test_models_of_different_compression_are_also_drawn_against_it() -> None:
     assert [float(point.get_ydata()[0]) for point in points] == pytest.approx([1.2, 1.2])
 
 
+def test_without_any_detail_there_is_one_panel() -> None:
+    bare = {AS_IT_IS: {"mean": [0.9, 0.5], "detail": [None, None]}}
+    assert len(figures.similarity([measured(similarity=bare)]).figure.axes) == 1
+
+
 def test_an_undefined_similarity_is_a_gap_and_an_empty_cell() -> None:
     drawn = figures.similarity([ONE])
     [first, second] = drawn.figure.axes[1].lines[0].get_ydata()

@@ -63,6 +63,7 @@ def test_why_there_are_no_pictures_is_said() -> None:
     assert "has no re-fusion" in looks_sentence(measured(insertions=()))
     assert "deepstack, which records no attention" in looks_sentence(measured(refusion="deepstack"))
     looks = {0: None}
+    assert "1 patch around it" in looks_sentence(measured(looks=looks, margin=1))
     assert "The question takes part" in looks_sentence(measured(looks=looks))
     assert "does not depend on what is asked" in looks_sentence(measured(looks=looks, is_guided=False))
     assert "2 patches around it" in looks_sentence(measured(looks=looks, margin=2))

@@ -29,56 +29,16 @@ from vision_remember.evaluation.tasks import benchmark
 
 PAIRS = 1_000
 WORDS = (
-    *(
-        "the a an none two ten 2 dont isnt he'd've couldnt've somebody'd it's 's Cat dog, banana red-brown 3.14 1,000 1,000,000".split()
-    ),
-    *(
-        "stop. e.g. (left) [right] $5 50% 0.5 yes no Yes. No, not? ... ; / Ｋ７ｂ 東京 é İstanbul ß \\frac{1}{2} x^2 a\nb c\td A B.".split(
-            " "
-        )
-    ),
-)
-NUMBERS = (
-    "0",
-    "0%",
-    "12",
-    "12.5",
-    "-3",
-    "100%",
-    "1e3",
-    "nan",
-    "inf",
-    "1_000",
-    "1,000",
-    " 7",
-    "12.6",
-    "11.4",
-    "0.119",
-    "-3.1",
-)
+    "the a an none two ten 2 dont isnt he'd've couldnt've somebody'd it's 's Cat dog, banana red-brown 3.14 1,000 1,000,000 stop. e.g. "
+    "(left) [right] $5 50% 0.5 yes no Yes. No, not? ... ; / Ｋ７ｂ 東京 é İstanbul ß \\frac{1}{2} x^2 a|b c|d"
+).split()
+WORDS = [word.replace("a|b", "a\nb").replace("c|d", "c\td") for word in WORDS] + ["A B."]
+NUMBERS = "0|0%|12|12.5|-3|100%|1e3|nan|inf|1_000|1,000| 7|12.6|11.4|0.119|-3.1".split("|")
 LETTERS = (
-    *(
-        "A B C D E (A) (B). C. D: B) c. a The the answer is Answer: Option [C] A, B; C! :D 答案是B 选C I choose nan".split()
-    ),
-    *("the correct option is", "A dog is on", "my answer is", "\n"),
+    "A B C D E (A) (B). C. D: B) c. a The the answer is Answer: Option [C] A, B; C! :D 答案是B 选C I choose nan".split()
 )
-YES_NO = (
-    "yes",
-    "no",
-    "Yes",
-    "No.",
-    "y",
-    "N",
-    "YES,",
-    "not sure",
-    "Yes, there is",
-    "nope",
-    "",
-    "unknown",
-    "I say yes",
-    "n.o",
-    "maybe",
-)
+LETTERS += ["the correct option is", "A dog is on", "my answer is", "\n"]
+YES_NO = "yes|no|Yes|No.|y|N|YES,|not sure|Yes, there is|nope||unknown|I say yes|n.o|maybe".split("|")
 
 
 def main() -> None:

@@ -216,5 +216,5 @@ def test_lmms_eval_asks_our_model_offline_and_gets_the_scores_of_evaluate(
         assert scores[f"{metric},none"] == pytest.approx(mean)
     [path] = (tmp_path / "out").rglob("*samples*.jsonl")
     samples = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert [sample["filtered_resps"][0].strip() for sample in samples] == [record.prediction.strip() for record in ours]
+    assert [sample["filtered_resps"].strip() for sample in samples] == [record.prediction.strip() for record in ours]
     assert any(record.prediction for record in ours)

@@ -85,12 +85,18 @@ def analyse(
 
 
 def labels(models: Sequence[str]) -> list[str]:
-    """Short names for models: the shortest ends of their paths that tell them apart, without the `model` folder of a run.
+    """Short names for models: the parts of their paths that tell them apart, without the folders that all of them end in.
 
-    `runs/a/none/model` and `runs/a/remember/model` become `none` and `remember`.
+    `runs/a/none/seed-0/model` and `runs/a/remember/seed-0/model` become `none` and `remember`.
+
+    Raises:
+        ValueError: Two names are the same.
     """
     parts = [PurePath(name).parts for name in models]
-    parts = [part[:-1] if len(part) > 1 and part[-1] == "model" else part for part in parts]
+    if len(parts) == 1 and len(parts[0]) > 1 and parts[0][-1] == "model":
+        parts = [parts[0][:-1]]
+    while len(parts) > 1 and min(map(len, parts)) > 1 and len({part[-1] for part in parts}) == 1:
+        parts = [part[:-1] for part in parts]
     longest = max(map(len, parts))
     for length in range(1, longest + 1):
         ends = ["/".join(part[-length:]) for part in parts]

@@ -122,26 +122,30 @@ def attention(measurements: Sequence[Measurement]) -> Drawn:
 
 
 def similarity(measurements: Sequence[Measurement]) -> Drawn:
-    """Draws what vision tokens resemble after every layer: the mean of their windows, and the detail inside them."""
+    """Draws what vision tokens resemble after every layer: the mean of their windows and, where any has more than one patch, the detail."""
     rows: list[Row] = []
+    has_detail = any(
+        value is not None for one in measurements for parts in one.similarity.values() for value in parts[DETAIL]
+    )
     with mpl.rc_context(STYLE):
-        figure, panels = _panels(2)
-        for panel, part in zip(panels, (MEAN, DETAIL), strict=True):
+        figure, panels = _panels(2 if has_detail else 1)
+        for panel, part in zip(panels, (MEAN, DETAIL), strict=False):
             for number, (colour, one) in enumerate(_coloured(measurements)):
                 for reading, parts in one.similarity.items():
                     _curve(panel, parts[part], colour, DASHES[reading])
                     rows += _rows(one, part, reading, parts[part])
                 _mark_insertions(panel, one, colour, number)
             panel.axhline(0, color=GREY, linewidth=0.8)
-        _titled(panels[0], "to the mean of the window: what pooling keeps", "decoder layers passed", "similarity (CKA)")
-        _titled(panels[1], "to the detail in the window: what pooling drops", "decoder layers passed", "")
+        titles = ("to the mean of the window: what pooling keeps", "to the detail in the window: what pooling drops")
+        for panel, title in zip(panels, titles if has_detail else ("to the patch under the token",), strict=True):
+            _titled(panel, title, "decoder layers passed", "similarity (CKA)")
         _legend(figure, measurements)
     return Drawn(name="similarity", figure=figure, rows=rows)
 
 
 def _panels(number: int) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(WIDTH_INCHES, PANEL_HEIGHT_INCHES), dpi=DOTS_PER_INCH, layout="constrained")
-    return figure, list(figure.subplots(1, number))
+    return figure, list(figure.subplots(1, number, squeeze=False)[0])
 
 
 def _coloured(measurements: Sequence[Measurement]) -> Iterator[tuple[str, Measurement]]:

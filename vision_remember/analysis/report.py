@@ -184,7 +184,7 @@ def _model(one: Measurement) -> str:
     places = ", ".join(str(layer) for layer in one.insertions)
     acts = f"{one.refusion} after decoder layers {places}" if one.insertions else "no re-fusion"
     return (
-        f"{one.patch_grid} patches, {one.token_grid} vision tokens ({one.compression:g} patches a token); {acts}; features are the "
+        f"{one.patch_grid} patches, {one.token_grid} vision tokens ({one.compression:g} to a token); {acts}; features are the "
         f"encoder's hidden state {one.level}"
     )
 

@@ -52,8 +52,8 @@ CAPTIONS = {
     ),
     "similarity": (
         "What the vision tokens resemble.",
-        "Similarity to the encoder features under each token, after every decoder layer. Dashed: with re-fusion muted. A line is absent "
-        "where a token owns a single patch, which has no detail.",
+        "Similarity to the encoder features under each token, after every decoder layer. Dashed: with re-fusion muted. A single patch "
+        "under a token is its own mean and has no detail.",
     ),
     "page": (
         "",
@@ -68,13 +68,12 @@ def opening(one: Measurement, about: Mapping[str, Any]) -> str:
     tokens, patches, found = one.token_grid.num_cells, one.patch_grid.num_cells, one.characters
     if found is None:
         return f"{one.label} reads {about['sheets']} images, {tokens} vision tokens each for {patches} patches. {density_sentence(one)}"
+    read = found.read[AS_IT_IS]
     words = (
-        f"A linear map reads {_percent(found.encoder)} of a page's characters off the encoder's features. When {one.label} has {patches} "
-        f"patches in {tokens} vision tokens, {100 * found.lost.value:.1f} points of that are lost"
-    )
-    if found.regained is None:
-        return f"{words}."
-    return f"{words}; inside the decoder, looking again {_gain(found.regained[-1])}."
+        f"A linear map reads {_percent(found.encoder)} of a page's characters off the encoder's features, {_percent(read[0])} off the "
+        f"{tokens} vision tokens that {one.label} makes of {patches} patches, and {_percent(read[-1])} after {end(one)}"
+    ).rstrip(",")
+    return f"{words}." if found.regained is None else f"{words}; looking again {_gain(found.regained[-1])}."
 
 
 def reading_sentence(one: Measurement) -> str:
@@ -134,7 +133,7 @@ def looks_sentence(one: Measurement) -> str:
         return f"{one.label} has no re-fusion, so its vision tokens do not look again."
     if not one.looks:
         return f"{one.label} uses {one.refusion}, which records no attention to the page."
-    reach = "its own region of the page" if not one.margin else f"its own region and {one.margin} patches around it"
+    reach = "its own region of the page" if not one.margin else f"its own region and {_patches(one.margin)} around it"
     asked = (
         "The question takes part: the words of its turn guide where the tokens look."
         if one.is_guided
@@ -170,6 +169,10 @@ def _percent(value: Interval) -> str:
 
 def _layers(passed: int) -> str:
     return "1 layer" if passed == 1 else f"{passed} layers"
+
+
+def _patches(number: int) -> str:
+    return "1 patch" if number == 1 else f"{number} patches"
 
 
 def _mean(curve: list[Interval], scale: float = 1) -> float:
