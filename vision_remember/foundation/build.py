@@ -18,7 +18,7 @@ MLP, AVG_POOL = {"type": "mlp"}, {"type": "avg_pool", "scale": 3}
 ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "align_mlp": (MLP, {"type": "none"}),
     "align_avg_pool": (AVG_POOL, {"type": "none"}),
-    "align_remember": (AVG_POOL, {"type": "remember"}),
+    "align_remember": (AVG_POOL, {"type": "remember", "layers": [-1, 1, 3]}),
 }
 
 
@@ -50,7 +50,7 @@ def build(out: Path, *, seed: int = 0) -> Path:
         start = {"vision": weights / "encoder", "text": weights / "language_model"}
         start["projector_weights"] = weights / f"projector_{projector['type']}"
         _stage(name, out, "align.yaml", {**start, "projector": projector, "refusion": refusion})
-    _stage("llava_vr_tiny", out, "llava_vr_tiny.yaml", {"checkpoint": weights / "align_mlp"})
+    _stage("llava_vr_tiny", out, "llava_vr_tiny.yaml", {"checkpoint": weights / "align_remember"})
     return weights
 
 

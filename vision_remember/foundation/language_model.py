@@ -1,14 +1,13 @@
 """The embedded language model: a Qwen2-architecture decoder pretrained on the synthetic documents as text.
 
-It reads pages as characters (sometimes cell by cell, as an image would be read, sometimes line by line) with questions and answers, so
-that looking things up is its skill and only the pixels are new to it when an encoder is put in front.
+It reads pages as characters (sometimes cell by cell, as an image would be read, sometimes line by line) with questions and answers, then
+pages in tokens of several characters (`packed_pages.py`), so that looking things up and spelling are its skill and only the pixels are
+new to it when an encoder is put in front.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -18,7 +17,9 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from vision_remember.data.synthetic.canvas import CHARACTERS
 from vision_remember.data.synthetic.pages import Page, make_page
 from vision_remember.data.synthetic.samples import READ_ALL
+from vision_remember.foundation.chat import Chat, encode, pad, spell
 from vision_remember.foundation.fit import Schedule, fit
+from vision_remember.foundation.packed_pages import pretrain_on_packed_pages
 from vision_remember.foundation.tokenizer import build_tokenizer
 
 SCHEDULE = Schedule(steps=1500, learning_rate=2e-3, warmup=50)
@@ -39,7 +40,7 @@ DENSE_PAGES = 0.6  # share of the pages whose empty rows are left out
 
 
 def pretrain_language_model(folder: Path, seed: int) -> Qwen2ForCausalLM:
-    """Trains, and writes model and tokenizer to `folder / "language_model"`; resumes from `folder`."""
+    """Trains, and writes `language_model` (with its tokenizer) and `packing` to `folder`; resumes from `folder`."""
     tokenizer = build_tokenizer(seed)
     torch.manual_seed(seed)
     model = Qwen2ForCausalLM(
@@ -69,6 +70,8 @@ def pretrain_language_model(folder: Path, seed: int) -> Qwen2ForCausalLM:
         return torch.nn.functional.cross_entropy(guesses, truth), {"right": right, "length": ids.shape[1]}
 
     fit(model, loss, SCHEDULE, folder / "language_model_run", "language model")
+    reader = pretrain_on_packed_pages(model, tokenizer, folder, seed)
+    reader.packing.save(folder / "packing")
     model.save_pretrained(folder / "language_model")
     tokenizer.save_pretrained(folder / "language_model")
     return model
@@ -88,68 +91,41 @@ def _batch(tokenizer: PreTrainedTokenizerFast, seed: int, step: int) -> tuple[Te
             family = rng.choices([*SHARES], [*SHARES.values()])[0]
             page = make_page(family, "train", seed, step * BATCH + place)
             rows.append(_page(page, tokenizer, rng))
-    longest = max(len(row.ids) for row in rows)
-    ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
-    labels = torch.full((len(rows), longest), -100)
-    for place, row in enumerate(rows):
-        ids[place, : len(row.ids)] = torch.tensor(row.ids)
-        labels[place, : len(row.ids)] = torch.tensor(row.labels)
-    return ids, labels
+    return pad(rows, tokenizer.pad_token_id)
 
 
-class _Chat:
-    """Token ids of a ChatML conversation, and labels that are set on answers alone."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.tokenizer = tokenizer
-        self.ids: list[int] = []
-        self.labels: list[int] = []
-
-    def add(self, tokens: list[int], *, is_target: bool = False) -> None:
-        self.ids += tokens
-        self.labels += tokens if is_target else [-100] * len(tokens)
-
-    def turn(self, asked: list[int], answer: list[int], begun: Sequence[int] = ()) -> None:
-        """One question and its answer; `begun` is what the answer starts with and is not a target."""
-        start, end = self.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
-        user, assistant, newline = (_encode(self.tokenizer, text) for text in ("user\n", "assistant\n", "\n"))
-        self.add([start, *user, *asked, end, *newline, start, *assistant, *begun])
-        self.add([*answer, end], is_target=True)
-        self.add(newline)
-
-
-def _copying(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> _Chat:
+def _copying(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Chat:
     """Random characters, to be repeated."""
-    text = _spell(tokenizer, "".join(rng.choice(LETTERS + "  ") for _ in range(rng.randrange(6, 30))))
-    chat = _Chat(tokenizer)
+    text = spell(tokenizer, "".join(rng.choice(LETTERS + "  ") for _ in range(rng.randrange(6, 30))))
+    chat = Chat(tokenizer)
     chat.turn(text, text)
     return chat
 
 
-def _listing(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> _Chat:
+def _listing(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Chat:
     """A list of entries and the same entries in another order, whose values are the targets."""
     entries, gap = _entries(rng)
-    chat = _Chat(tokenizer)
+    chat = Chat(tokenizer)
     chat.add(_list(tokenizer, entries, gap))
     for key in rng.sample(list(entries), len(entries)):
-        chat.add(_spell(tokenizer, f"{key}{gap}"))
-        chat.add(_spell(tokenizer, f"{entries[key]} "), is_target=True)
+        chat.add(spell(tokenizer, f"{key}{gap}"))
+        chat.add(spell(tokenizer, f"{entries[key]} "), is_target=True)
     return chat
 
 
-def _look_up(tokenizer: PreTrainedTokenizerFast, rng: random.Random, *, is_prompted: bool = False) -> _Chat:
+def _look_up(tokenizer: PreTrainedTokenizerFast, rng: random.Random, *, is_prompted: bool = False) -> Chat:
     """A list of entries, then a question for every key."""
     entries, gap = _entries(rng)
     listed = _list(tokenizer, entries, gap)
-    chat = _Chat(tokenizer)
+    chat = Chat(tokenizer)
     for place, key in enumerate(rng.sample(list(entries), len(entries))):
         begun = f"{key}{gap}"[rng.randrange(len(key) + len(gap) + 1) :] if is_prompted else ""
-        asked = _spell(tokenizer, key)
-        chat.turn([*listed, *asked] if place == 0 else asked, _spell(tokenizer, entries[key]), _spell(tokenizer, begun))
+        asked = spell(tokenizer, key)
+        chat.turn([*listed, *asked] if place == 0 else asked, spell(tokenizer, entries[key]), spell(tokenizer, begun))
     return chat
 
 
-def _prompted_look_up(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> _Chat:
+def _prompted_look_up(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Chat:
     """The same, with some end of the key given at the start of the answer: the steps from `_listing` to `_look_up`."""
     return _look_up(tokenizer, rng, is_prompted=True)
 
@@ -167,39 +143,25 @@ def _entries(rng: random.Random) -> tuple[dict[str, str], str]:
 
 
 def _list(tokenizer: PreTrainedTokenizerFast, entries: dict[str, str], gap: str) -> list[int]:
-    return _spell(tokenizer, "".join(f"{key}{gap}{value} " for key, value in entries.items()))
+    return spell(tokenizer, "".join(f"{key}{gap}{value} " for key, value in entries.items()))
 
 
-def _page(page: Page, tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> _Chat:
+def _page(page: Page, tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Chat:
     """A page written as text, mostly cell by cell as an image is read, with questions or to be read out."""
     is_dense = rng.random() < DENSE_PAGES
     rows = [row for row in page.text if row.strip() or not is_dense]
     if rng.random() < 0.75:
-        written = _spell(tokenizer, "".join(rows))
+        written = spell(tokenizer, "".join(rows))
     else:
-        written = _encode(tokenizer, "\n".join(row.rstrip() for row in rows if row.strip()))
+        written = encode(tokenizer, "\n".join(row.rstrip() for row in rows if row.strip()))
     turns = [
         (question.question, question.answer)
         for question in rng.sample(page.questions, min(QUESTIONS, len(page.questions)))
     ]
     if page.transcript and rng.random() < 0.15:
         turns = [(READ_ALL, page.transcript), *turns[:1]]
-    chat = _Chat(tokenizer)
+    chat = Chat(tokenizer)
     for place, (question, answer) in enumerate(turns):
-        head = [*written, *_encode(tokenizer, "\n")] if place == 0 else []
-        chat.turn([*head, *_encode(tokenizer, question)], _encode(tokenizer, answer))
+        head = [*written, *encode(tokenizer, "\n")] if place == 0 else []
+        chat.turn([*head, *encode(tokenizer, question)], encode(tokenizer, answer))
     return chat
-
-
-def _encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def _spell(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """One token a character, spaces too, as the cells of a page are."""
-    return [_characters(tokenizer)[character] for character in text]
-
-
-@cache
-def _characters(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
-    return {character: _encode(tokenizer, character)[0] for character in map(chr, range(32, 127))}
