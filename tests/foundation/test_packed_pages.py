@@ -8,7 +8,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from vision_remember.data.synthetic.pages import make_page
 from vision_remember.foundation.chat import spell
-from vision_remember.foundation.packed_pages import SQUARES, PackedReader, _batch, _chat
+from vision_remember.foundation.packed_pages import SQUARES, PackedReader, _batch, _chat, right_answers
 from vision_remember.foundation.tokenizer import build_tokenizer
 
 
@@ -65,3 +65,22 @@ def test_a_step_names_its_batch(tokenizer):
         *_batch(tokenizer, 0, 7)
     )
     assert len(ids) == len(pages) == SQUARES[side][0] and ((ids < 0).sum(1) == (12 // side) ** 2).all()
+
+
+def test_right_answers_are_counted_whole(reader, tokenizer):
+    class Oracle:
+        """Knows the next token of every place but one."""
+
+        def __init__(self, spoilt: int):
+            self.model, self.spoilt = self, spoilt
+
+        def __call__(self, ids, cells, side):
+            truth = ids.clamp(min=0).clone()
+            truth[0, torch.where(ids[0] == tokenizer.eos_token_id)[0][1]] += self.spoilt  # the end of the first answer
+            return torch.nn.functional.one_hot(truth.roll(-1, 1), len(tokenizer) + 1).float()
+
+        def lm_head(self, hidden):
+            return hidden
+
+    assert right_answers(Oracle(0), tokenizer, "form", 3, count=3) == 1
+    assert 0.5 < right_answers(Oracle(1), tokenizer, "form", 3, count=3) < 1
