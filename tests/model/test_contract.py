@@ -196,3 +196,17 @@ def test_calls_leave_nothing_behind_on_the_modules(model):
     model(**alone(inputs, 1))
     assert {name: sorted(vars(module)) for name, module in model.named_modules()} == things
     assert torch.equal(model(**inputs).logits, expected)
+
+
+def test_a_saved_model_answers_and_learns_in_half_precision(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    half = VisionRememberForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    inputs = batch_of(half)
+    assert half.eval()(**inputs).logits.dtype is torch.bfloat16
+    half.generate(**inputs, max_new_tokens=2, do_sample=False)
+    for mixed in (half, model):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed is model):
+            loss = mixed.train()(**inputs, labels=inputs["input_ids"], use_cache=False).loss
+        loss.backward()
+        assert loss.isfinite() and all(parameter.grad is not None for _, parameter in mixed.parts()["projector"])
+    model.eval().zero_grad()
