@@ -25,7 +25,7 @@ def test_the_python_blocks_run(tmp_path: Path) -> None:
             path.write_text(block["code"], encoding="utf-8")
         else:
             script.append(block["code"])
-    assert len(script) == README.count("<!-- run -->") == 4
+    assert len(script) == README.count("<!-- run -->") > 0
     make_page("form", "test", 0, 0).image.save(tmp_path / "page.png")
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
     done = subprocess.run(

@@ -31,7 +31,8 @@ class Config:
     """Options of ``resampler``.
 
     Attributes:
-        level: The encoder's ``hidden_states`` index it reads.
+        level: The encoder's ``hidden_states`` index it reads. In Idefics2 that is the last one behind the encoder's final norm,
+            which no hidden state has passed.
         num_latents: Tokens it makes.
         depth: Layers.
         num_heads: Attention heads.

@@ -8,6 +8,8 @@ memory row per vision token, and makes an :class:`Insertion` for every decoder l
     attach(language_model, refusion)
     memory = refusion.memory(features, token_grid)                 # once per image
     language_model(inputs_embeds=..., refusion=RefusionState(...)) # rows of the vision tokens of this chunk
+
+Where weights were published, the module that has them, method or insertion, takes them with ``load_original(state_dict)``.
 """
 
 from collections.abc import Mapping
