@@ -46,7 +46,10 @@ def check_causal_lm(text_config: Any) -> None:
     if model.config.tie_word_embeddings and not hasattr(decoder, "embed_tokens"):
         raise ValueError(f"{kind} ties its head to embeddings that are not `embed_tokens`; use another LM")
     _check_layers(decoder, kind)
-    LogitRule(text_config)
+    try:
+        LogitRule(text_config)(torch.zeros(1, 1, text_config.vocab_size))
+    except (TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{kind} cannot finish its logits apart from its decoder: {error}; use another LM") from error
 
 
 @torch.no_grad()
@@ -105,7 +108,9 @@ class LogitRule:
 class _Given(nn.Module):
     """Stands where a decoder was and hands its input on."""
 
-    def forward(self, inputs_embeds: Tensor, **kwargs: Any) -> MoeModelOutputWithPast:
+    def forward(
+        self, input_ids: None = None, *, inputs_embeds: Tensor | None = None, **kwargs: Any
+    ) -> MoeModelOutputWithPast:
         return MoeModelOutputWithPast(last_hidden_state=inputs_embeds)
 
 
