@@ -150,7 +150,8 @@ def _grown(weight: Tensor, num_rows: int) -> Tensor:
 
 @torch.no_grad()
 def _check_text_path(model: PreTrainedModel, causal_lm: PreTrainedModel) -> None:
-    ids = torch.tensor([model.model.config.turn_start_token_id, *range(7)])[None].clamp(max=causal_lm.get_input_embeddings().weight.shape[0] - 1)
+    last = causal_lm.get_input_embeddings().weight.shape[0] - 1
+    ids = torch.tensor([model.model.config.turn_start_token_id, *range(7)]).clamp(max=last)
     ids = ids[ids != model.config.image_token_id][None]
     expected = causal_lm(ids).logits
     given = model(ids).logits[..., : expected.shape[-1]]
