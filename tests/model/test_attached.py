@@ -255,6 +255,20 @@ def test_the_whole_model_saves_under_its_own_name_and_loads_without_us(tmp_path)
     assert torch.equal(plain(**inputs).logits, model(**inputs).logits)
 
 
+def test_a_model_that_accelerate_has_spread_is_refused_before_and_welcome_after():
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    spread = build_host("llava")
+    add_hook_to_module(spread.model.language_model.layers[1], AlignDevicesHook(execution_device="cpu"))
+    with pytest.raises(ValueError, match="1 modules .model.language_model.layers.1 first. have hooks of accelerate"):
+        attach(spread, refusion=V1)
+    model = attached("llava", V1)
+    inputs = prompts(model, "llava", ROWS)
+    expected = model(**inputs).logits
+    add_hook_to_module(model.model.language_model.layers[1], AlignDevicesHook(execution_device="cpu"))
+    assert torch.equal(model(**inputs).logits, expected)
+
+
 def test_the_random_state_of_the_caller_is_left_alone():
     model, before = build_host("llava"), torch.random.get_rng_state()
     attach(model, refusion=V1)

@@ -7,6 +7,8 @@ from transformers import (
     CLIPVisionConfig,
     ConvNextConfig,
     DeiTConfig,
+    IJepaConfig,
+    InternVLVisionConfig,
     PixtralVisionConfig,
     Siglip2VisionConfig,
     SwinConfig,
@@ -27,8 +29,18 @@ def test_class_and_register_tokens_are_found_from_the_config(family):
     assert tokens == expected + patch_grid(config).num_cells
 
 
+INTERN = InternVLVisionConfig(**{**VISION, "image_size": [48, 48], "patch_size": [8, 8]})
+
+
 @pytest.mark.parametrize(
-    ("config", "expected"), [(DeiTConfig(**VISION), 2), (BeitConfig(**VISION), 1), (Aimv2VisionConfig(**VISION), 0)]
+    ("config", "expected"),
+    [
+        (DeiTConfig(**VISION), 2),
+        (BeitConfig(**VISION), 1),
+        (Aimv2VisionConfig(**VISION), 0),
+        (IJepaConfig(**VISION), 0),
+        (INTERN, 1),
+    ],
 )
 def test_an_encoder_that_nobody_named_is_read_as_well(config, expected):
     assert count_prefix_tokens(config) == expected

@@ -47,11 +47,17 @@ def attach(model: PreTrainedModel, *, refusion: dict | str | Path, seed: int = 0
         The same model.
 
     Raises:
-        ValueError: Another model, a method that cannot work in it, levels or layers that it lacks, or weights of another shape.
+        ValueError: Another model, one spread over devices, a method that cannot work in it, levels or layers that it lacks, or weights
+            of another shape.
     """
     if not isinstance(model, LlavaForConditionalGeneration | LlavaNextForConditionalGeneration):
         raise ValueError(
             f"{type(model).__name__} is neither a LLaVA nor a LLaVA-NeXT of transformers; attach knows these two"
+        )
+    if hooked := [name for name, module in model.named_modules() if hasattr(module, "_hf_hook")]:
+        raise ValueError(
+            f"{len(hooked)} modules ({hooked[0] or 'the model'} first) have hooks of accelerate, which would pass the method by; load the "
+            "model onto one device, attach, and then spread it with accelerate.dispatch_model"
         )
     weights: dict[str, Tensor] = {}
     if not isinstance(refusion, dict):
