@@ -142,6 +142,7 @@ def test_chunks_beams_and_static_caches_give_the_same(kind):
     inputs = prompts(model, kind, ROWS)
     expected = greedy(model, inputs)
     assert_same(greedy(model, inputs, prefill_chunk_size=7), expected)
+    assert_same(greedy(model, inputs, prefill_chunk_size=1), expected)  # also chunks of nothing but a newline
     assert_same(greedy(model, inputs, cache_implementation="static", disable_compile=True), expected)
     beams = {"num_beams": 3, "max_new_tokens": 4, "do_sample": False, "suppress_tokens": [IMAGE_TOKEN]}
     together = model.generate(**inputs, **beams)

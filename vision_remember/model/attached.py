@@ -47,8 +47,8 @@ def attach(model: PreTrainedModel, *, refusion: dict | str | Path, seed: int = 0
         The same model.
 
     Raises:
-        ValueError: Another model, one spread over devices, a method that cannot work in it, levels or layers that it lacks, or weights
-            of another shape.
+        ValueError: Another model, one spread over devices, a method that cannot work in it, levels or layers that it lacks; or weights
+            of another shape, found when the method is in place, which then is a fresh one and changes nothing.
     """
     if not isinstance(model, LlavaForConditionalGeneration | LlavaNextForConditionalGeneration):
         raise ValueError(
@@ -191,11 +191,9 @@ class _Attached:
     ) -> RefusionState:
         """The insertions' state for one chunk, in which only tokens with a memory row take part."""
         tokens = torch.cat(list(image.pooler_output))
-        width_alone = (
-            self.get_input_embeddings().weight
-        )  # beside ids, the mask asks embeddings for nothing but their width
-        mask = self.get_placeholder_mask(input_ids, width_alone if inputs_embeds is None else inputs_embeds, tokens)
-        mask = mask.squeeze(-1)
+        # Beside ids, the mask asks embeddings for nothing but their width.
+        embeds = self.get_input_embeddings().weight if inputs_embeds is None else inputs_embeds
+        mask = self.get_placeholder_mask(input_ids, embeds, tokens).squeeze(-1)
         rows, facts = (torch.cat(list(tensors)) for tensors in image.deepstack_features)
         owns = facts[:, -1] > 0
         without = flat_positions(mask, len(owns))[~owns.to(mask.device)]
