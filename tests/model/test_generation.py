@@ -16,7 +16,7 @@ def model(build, request):
 
 def greedy(model, inputs, **options):
     """New tokens [B, n] and their logits [B, n, vocabulary]."""
-    out = model.generate(**inputs, **GREEDY, **options)
+    out = model.generate(**inputs, **{**GREEDY, **options})
     return out.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(out.logits, dim=1)
 
 

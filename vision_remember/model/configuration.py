@@ -13,7 +13,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from vision_remember.geometry import Grid, encoder_grid
+from vision_remember.geometry import Grid
+from vision_remember.model import encoder
 from vision_remember.model.pixels import pixel_shape
 from vision_remember.projectors import build_projector
 from vision_remember.refusion import Backbones, build_refusion
@@ -49,7 +50,9 @@ class VisionRememberConfig(PreTrainedConfig):
         turn_end_token_id: Closes a chat turn.
         user_header_length: Tokens of "user\\n" after the opening; they are no user text.
         num_prefix_tokens: Tokens an encoder puts before its patches (CLIP's class token: 1; SigLIP: 0); they are dropped.
-        vision_token_rms: Root mean square that every vision token is scaled to before the decoder; None leaves the projector's scale.
+        vision_token_rms: Root mean square that every vision token is scaled to where it enters the decoder, beside the text embeddings as
+            `get_input_embeddings()` gives them. A family that scales inside its embedding layer (Gemma: sqrt(D)) has done so by then; one
+            that scales what enters (Granite: embedding_multiplier) scales both. None leaves the projector's scale, as LLaVA does.
         tie_word_embeddings: As in the text config.
     """
 
@@ -114,12 +117,7 @@ class VisionRememberConfig(PreTrainedConfig):
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of the encoder's canvas in pixels."""
-        if "image_size" not in self.vision_config.to_dict():
-            raise ValueError(
-                f"{self.vision_config.model_type} has no fixed image size; use an encoder with a square canvas"
-            )
-        size = self.vision_config.image_size
-        return (size, size) if isinstance(size, int) else tuple(size)
+        return encoder.image_size(self.vision_config)
 
     @property
     def views(self) -> tuple[Grid, ...]:
@@ -135,7 +133,7 @@ class VisionRememberConfig(PreTrainedConfig):
     @property
     def patch_grid(self) -> Grid:
         """Grid of the encoder's patches."""
-        return encoder_grid(*self.image_size, self.vision_config.patch_size)
+        return encoder.patch_grid(self.vision_config)
 
     @property
     def token_grid(self) -> Grid:

@@ -17,6 +17,7 @@ from transformers.utils.generic import can_return_tuple
 from vision_remember.model.backbones import assemble
 from vision_remember.model.base import VisionRememberModel
 from vision_remember.model.batch import IGNORED_LABEL
+from vision_remember.model.causal_lm import LogitRule
 from vision_remember.model.configuration import VisionRememberConfig
 from vision_remember.model.outputs import VisionRememberCausalLMOutput, VisionRememberImageFeatures
 from vision_remember.model.parts import Parts, split_parameters
@@ -35,7 +36,10 @@ class VisionRememberForConditionalGeneration(VisionRememberPreTrainedModel, Gene
     def __init__(self, config: VisionRememberConfig):
         super().__init__(config)
         self.model = VisionRememberModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self._finish_logits = LogitRule(config.text_config)
+        self.lm_head = nn.Linear(
+            config.text_config.hidden_size, config.text_config.vocab_size, bias=self._finish_logits.has_bias
+        )
         self.post_init()
 
     @classmethod
@@ -119,7 +123,7 @@ class VisionRememberForConditionalGeneration(VisionRememberPreTrainedModel, Gene
             is_answer=None if labels is None else labels != IGNORED_LABEL,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        logits = self._finish_logits(self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)))
         loss = None
         if labels is not None:
             if num_items_in_batch is None:

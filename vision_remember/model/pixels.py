@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
+from transformers import AutoImageProcessor, ViTImageProcessorPil
 from transformers.image_processing_utils import BaseImageProcessor
 
 from vision_remember.data.images import decode_image
@@ -18,6 +19,18 @@ from vision_remember.geometry import Grid
 
 PAYLOAD_KEYS = ("image", "path", "url", "base64")
 PAGE = Grid(1, 1)  # the view that every encoder sees
+
+
+def load_image_processor(vision: str) -> BaseImageProcessor:
+    """An encoder's own image processor, or, where that needs torchvision (DINOv3), a plain one with its mean, spread and filter.
+
+    Args:
+        vision: Folder or hub id of the encoder.
+    """
+    try:
+        return AutoImageProcessor.from_pretrained(vision, backend="pil")
+    except ImportError:
+        return ViTImageProcessorPil.from_pretrained(vision)
 
 
 def carried_images(messages: Sequence[dict]) -> list[Image.Image]:

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor, BatchFeature, ProcessorMixin
+from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import MultiModalData
 
 from vision_remember.geometry import Grid
@@ -25,7 +25,7 @@ from vision_remember.model.chat import (
 )
 from vision_remember.model.configuration import VisionRememberConfig
 from vision_remember.model.embedded import model_path
-from vision_remember.model.pixels import PAGE, as_rgb, carried_images, crops, pixel_shape
+from vision_remember.model.pixels import PAGE, as_rgb, carried_images, crops, load_image_processor, pixel_shape
 
 
 class RenderedChat(str):
@@ -82,7 +82,7 @@ class VisionRememberProcessor(ProcessorMixin):
         """
         vision, text = model_path(vision), model_path(text)
         processor = cls(
-            AutoImageProcessor.from_pretrained(vision, backend="pil"),
+            load_image_processor(vision),
             load_tokenizer(text),
             num_image_tokens=config.token_grid.num_cells,
             image_size=config.image_size,
@@ -142,7 +142,9 @@ class VisionRememberProcessor(ProcessorMixin):
         if not images:
             return torch.empty(0, *shape)
         canvases = self._crops(images, [PAGE, *views])
-        pixels = self.image_processor(canvases, return_tensors="pt", do_resize=False)["pixel_values"]
+        # DINOv2's would still crop the canvas, to a size of its own.
+        whole = {"do_resize": False, "do_center_crop": False}
+        pixels = self.image_processor(canvases, return_tensors="pt", **whole)["pixel_values"]
         return pixels.reshape(len(images), *shape)
 
     def pad(self, encodings: Sequence[Encoding], *, side: Literal["left", "right"]) -> BatchFeature:
