@@ -20,7 +20,7 @@ from vision_remember import VisionRememberForConditionalGeneration, VisionRememb
 
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = [
-    *("demo", "ask", "train", "evaluate", "compare", "list", "data", "data make", "data show", "data check"),
+    *("demo", "ask", "train", "convert", "evaluate", "compare", "list", "data", "data make", "data show", "data check"),
     *("paper-table", "foundation", "foundation build"),
 ]
 # The front end in a process of its own, over a package whose `list` does what the test says: importing the real one takes seconds.
