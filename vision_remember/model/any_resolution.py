@@ -81,6 +81,7 @@ def features_of_views(model: Any, levels: Tensor, image_sizes: Tensor | None) ->
         torch.cat([seen.flatten(0, 1), newline])[layout.source.to(levels.device)]
         for seen, layout in zip(model._tokens(levels).split(views), layouts, strict=True)
     ]
+    assert image_sizes is not None
     memory = None
     if model.refusion.layers and model.refusion.drops_after is None:
         grid, patch = model.config.patch_grid, model.config.vision_config.patch_size

@@ -68,10 +68,8 @@ class TokenizedChat:
         """
         waiting = iter(lengths)
         repeats = [next(waiting) if token == image_token_id else 1 for token in self.input_ids]
-        ids, target = (
-            [item for item, count in zip(items, repeats, strict=True) for _ in range(count)]
-            for items in (self.input_ids, self.target)
-        )
+        ids = [token for token, count in zip(self.input_ids, repeats, strict=True) for _ in range(count)]
+        target = [is_said for is_said, count in zip(self.target, repeats, strict=True) for _ in range(count)]
         return TokenizedChat(input_ids=ids, target=target, num_images=self.num_images)
 
 

@@ -82,7 +82,7 @@ def from_mm_projector(
         raise ValueError(
             f"{weights} has {'an' if newline is not None else 'no'} image_newline, and config.json asks for resolution {resolution['mode']}"
         )
-    if newline is not None:
+    if newline is not None and model.model.image_newline is not None:
         with torch.no_grad():
             model.model.image_newline.copy_(newline)
     model.model.multi_modal_projector.load_original(state)

@@ -128,20 +128,20 @@ def state_of_chunk(
     batch_row = position // is_placeholder.shape[1]
     starts = torch.ones_like(step, dtype=torch.bool)
     starts[1:] = (step[1:] != step[:-1] + 1) | (batch_row[1:] != batch_row[:-1])
-    image = starts.long().cumsum(0) - 1
+    owner = starts.long().cumsum(0) - 1
     row_of_image = batch_row[starts]
     if model.image_newline is not None:
         owns = count > 0
         rows, valid, place, index, count, position = (x[owns] for x in (rows, valid, place, index, count, position))
-        of_view = image * model.tiling.max_views + view
-        groups, image = of_view[owns].unique(return_inverse=True)
+        of_view = owner * model.tiling.max_views + view
+        groups, owner = of_view[owns].unique(return_inverse=True)
         row_of_image = row_of_image[groups // model.tiling.max_views]
     state = RefusionState(
         position=position,
         rows=rows,
         valid=valid.bool(),
         place=place,
-        image=image,
+        image=owner,
         index=index,
         count=count,
         batch_row=row_of_image,
@@ -178,6 +178,7 @@ def guiding_text(
         return state.batch_row.new_zeros(0, num_positions, dtype=torch.bool)
     if input_ids is None:
         raise ValueError("guidance reads the user's turn from input_ids; pass ids instead of inputs_embeds")
+    assert config.turn_start_token_id is not None and config.turn_end_token_id is not None
     opens, closes = input_ids == config.turn_start_token_id, input_ids == config.turn_end_token_id
     turn = opens.cumsum(1)  # number of the turn; 0 before the first
     place = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
