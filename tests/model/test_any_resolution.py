@@ -4,10 +4,13 @@ import dataclasses
 
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.model.conftest import AVG_POOL, METHODS, MIXED, NONE, V1, V2, answered, ask, page, stir
-from vision_remember.model import VisionRememberForConditionalGeneration, VisionRememberProcessor
+from vision_remember.model import Engine, VisionRememberForConditionalGeneration, VisionRememberProcessor
+from vision_remember.model.chat import first_question
+from vision_remember.model.engine import Request
 from vision_remember.model.rows import FACTS, state_of_chunk
 from vision_remember.tiling import NEWLINE
 
@@ -326,6 +329,15 @@ def test_inputs_of_another_model_are_refused_with_both_shapes(build, processor):
     cut = {**inputs, "image_sizes": torch.tensor([[96, 96]])}
     with pytest.raises(ValueError, match="image placeholders in input_ids"):
         model(**cut)
+
+
+def test_an_answer_is_explained_on_the_base_view(build, processor):
+    engine = Engine(stir(build(V1)), processor)
+    image = page(1, (90, 61))
+    look = engine.explain(Request(first_question("What?", num_images=1), [image]), max_new_tokens=2)
+    assert look.image.tobytes() == image.resize((48, 48), Image.Resampling.BICUBIC).tobytes()
+    assert sorted(look.attention) == [-1, 1] and {len(weights) for weights in look.attention.values()} == {4}
+    torch.testing.assert_close(look.attention[1].sum(-1), torch.ones(4, 4))
 
 
 def test_enlarged_pages_and_tiles_together_are_refused(build):

@@ -65,7 +65,9 @@ class Canvases:
         return self._normalised(shown)[None]
 
     def _normalised(self, shown: list[Image.Image]) -> Tensor:
-        return self.image_processor(shown, return_tensors="pt", do_resize=False)["pixel_values"]
+        # Some encoders' processors would still crop the canvas, to a size of their own.
+        whole = {"do_resize": False, "do_center_crop": False}
+        return self.image_processor(shown, return_tensors="pt", **whole)["pixel_values"]
 
 
 def stack_views(pixels: Sequence[Tensor]) -> Tensor:

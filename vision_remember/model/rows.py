@@ -115,7 +115,7 @@ def state_of_chunk(
         attentions: Filled with attention weights by the insertions when given.
 
     Returns:
-        The state. An image is a run of consecutive indices in one row of the batch.
+        The state. An image is a run of consecutive steps in one row of the batch; at any resolution each of its views counts as one.
 
     Raises:
         ValueError: The chunk cuts an image or its turn, and the method needs them whole.
