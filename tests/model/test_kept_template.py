@@ -111,6 +111,22 @@ def test_the_line_break_that_the_template_writes_after_an_image_is_not_doubled(p
     )
 
 
+def test_content_that_is_a_string_is_said_as_a_part_would_be(pair):
+    ours, _ = pair
+    strings = [turn("user", "What?", 1), {"role": "assistant", "content": "42"}, {"role": "user", "content": "And?"}]
+    parts = [turn("user", "What?", 1), turn("assistant", "42"), turn("user", "And?")]
+    found, expected = ours.encode(strings), ours.encode(parts)
+    assert found == expected and any(found.target)
+
+
+def test_a_turn_that_the_template_leaves_out_is_refused(pair):
+    ours, _ = pair
+    silent = "{% for m in messages %}{% if m['role'] == 'user' %}{% for c in m['content'] %}{{ '<image>' if c['type'] == 'image' else c['text'] }}{% endfor %}{% endif %}{% endfor %}"  # fmt: skip  # noqa: E501
+    template = KeptTemplate(ours._tokenizer, silent, NUM_TOKENS)
+    with pytest.raises(ValueError, match="leaves out 'forty two'"):
+        template.encode([turn("user", "What?", 1), turn("assistant", "forty two")])
+
+
 def test_a_chat_goes_on_inside_its_last_turn(pair):
     ours, theirs = pair
     chat = [turn("user", "Count", 1), turn("assistant", "one two")]

@@ -89,10 +89,14 @@ class KeptTemplate:
         """
         options = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
         num_images = sum(part is None for n, message in enumerate(messages) for part in read_message(message, n)[1])
-        texts: list[tuple[str, bool]] = []  # and whether the assistant says it
-        plain, marked = ([self._reduced(message, sink) for message in messages] for sink in (None, texts))
-        rendered = self._render(plain, options)
-        spans = list(_spans(rendered, self._render(marked, options), [text for text, _ in texts]))
+        rendered, texts, spans = self._rendered(messages, options)
+        if len({number for *_, number in spans}) < len(texts):
+            # LLaVA's templates read parts alone and pass over a content that is a string.
+            rendered, texts, spans = self._rendered([_in_parts(message) for message in messages], options)
+        if unsaid := set(range(len(texts))) - {number for *_, number in spans}:
+            raise ValueError(
+                f"the chat template leaves out {texts[min(unsaid)][0]!r}; such a turn has no place in this model's prompts"
+            )
         said = [(start, end) for start, end, number in spans if texts[number][1]]
         pieces = self._pieces(rendered, [(start, end) for start, end, _ in spans])
         if (found := sum(piece.id == self.image_token_id for piece in pieces)) != num_images:
@@ -107,6 +111,15 @@ class KeptTemplate:
             ids += [piece.id] * count
             target += [is_said] * count
         return TokenizedChat(input_ids=ids, target=target, num_images=num_images)
+
+    def _rendered(
+        self, messages: Messages, options: dict[str, Any]
+    ) -> tuple[str, list[tuple[str, bool]], list[tuple[int, int, int]]]:
+        """The conversation as a string, its texts with whether the assistant says them, and where they stand (`_spans`)."""
+        texts: list[tuple[str, bool]] = []
+        plain, marked = ([self._reduced(message, sink) for message in messages] for sink in (None, texts))
+        rendered = self._render(plain, options)
+        return rendered, texts, list(_spans(rendered, self._render(marked, options), [text for text, _ in texts]))
 
     def _reduced(self, message: dict, texts: list[tuple[str, bool]] | None) -> dict:
         """A message without its pixels; with `texts`, every text is put there and leaves its mark."""
@@ -172,6 +185,11 @@ class KeptTemplate:
         encoded = self._spelling.encode(rendered[start:end], add_special_tokens=False)
         self.encode_text(rendered[start:end])
         return [Piece(id, start + a, start + b) for id, (a, b) in zip(encoded.ids, encoded.offsets, strict=True)]
+
+
+def _in_parts(message: dict) -> dict:
+    content = message["content"]
+    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
 
 
 def _spans(rendered: str, marked: str, texts: Sequence[str]) -> Iterator[tuple[int, int, int]]:
