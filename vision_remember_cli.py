@@ -137,6 +137,21 @@ def train(
 
 
 @app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of a LLaVA checkpoint.", show_default=False)],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="Folder for the model.", show_default=False)],
+    refusion: Annotated[
+        str, typer.Option(help="Method to add, fresh: a name, or {type: NAME, option: value}.")
+    ] = "none",
+    vision: Annotated[str | None, typer.Option(help="Encoder beside a bare mm_projector.", show_default=False)] = None,
+    text: Annotated[str | None, typer.Option(help="Language model beside it.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """Turn a LLaVA-1.5 or LLaVA-NeXT checkpoint into a model of this package."""
+    run(lambda cli: cli.convert(source, target, refusion=refusion, vision=vision, text=text), as_json)
+
+
+@app.command()
 def evaluate(
     options: Annotated[
         list[str] | None, typer.Argument(metavar="[key=value]...", help="Options of the task.", show_default=False)

@@ -15,12 +15,13 @@ from typer.testing import CliRunner, Result
 
 import vision_remember_cli as front
 from tests.evaluation import copies
+from tests.llava import save_llava
 from tests.tiny import save_encoder, save_language_model
 from vision_remember import VisionRememberForConditionalGeneration, VisionRememberProcessor, cli
 
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = [
-    *("demo", "ask", "train", "evaluate", "compare", "list", "data", "data make", "data show", "data check"),
+    *("demo", "ask", "train", "convert", "evaluate", "compare", "list", "data", "data make", "data show", "data check"),
     *("paper-table", "foundation", "foundation build"),
 ]
 # The front end in a process of its own, over a package whose `list` does what the test says: importing the real one takes seconds.
@@ -245,3 +246,17 @@ def test_evaluate_scores_a_suite_and_paper_table_lays_it_beside_published_figure
     assert "accuracy" in run("evaluate", "--task", "gqa", path, "--model", model).stdout
     both = run(*suite, "--task", "gqa")
     assert both.exit_code == 1 and "give one of them" in both.stderr
+
+
+def test_convert_makes_a_folder_that_can_be_asked_and_never_overwrites_one(page: Path, tmp_path: Path) -> None:
+    source, target = save_llava(tmp_path / "llava", "llava_next", "clip", "mistral"), tmp_path / "converted"
+    result = run("convert", source, target, "--refusion", "{type: remember, layers: [0]}", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["refusion"] == {"type": "remember", "layers": [0]} and found["resolution"]["mode"] == "anyres"
+    answered = run("ask", page, "What?", "--model", target, "--max-new-tokens", 3, "--json")
+    assert json.loads(answered.stdout)["new_tokens"] <= 3
+    again = run("convert", source, target)
+    assert again.exit_code == 1 and "is not an empty folder" in again.stderr
+    refused = run("convert", source, tmp_path / "other", "--refusion", "rember")
+    assert refused.exit_code == 1 and "did you mean 'remember'" in refused.stderr

@@ -99,6 +99,29 @@ def train(recipe: str, overrides: Sequence[str], *, resume: bool, out: Path | No
     return Report(text=f"trained model: {folder}", data={"model": str(folder)})
 
 
+def convert(source: Path, target: Path, *, refusion: str, vision: str | None, text: str | None) -> Report:
+    """Turn a LLaVA checkpoint into a model folder."""
+    from vision_remember.model.conversion import convert as convert_llava
+
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} exists and is not an empty folder; name a new one")
+    options = yaml.safe_load(refusion)
+    options = {"type": options} if isinstance(options, str) else options
+    model, processor = convert_llava(source, refusion=options, vision=vision, text=text)
+    model.save_pretrained(target)
+    processor.save_pretrained(target)
+    config = model.config
+    data = {
+        "model": str(target),
+        "projector": config.projector,
+        "refusion": config.refusion,
+        "resolution": config.resolution,
+    }
+    return Report(
+        text=f"converted model: {target} (refusion {config.refusion['type']}, {config.resolution['mode']})", data=data
+    )
+
+
 def evaluate(model: str, task: str | None, suite: str | None, options: Sequence[str], out: Path | None) -> Report:
     """Score a model on a task, or on every task of a suite."""
     from vision_remember import evaluation

@@ -113,3 +113,11 @@ def test_a_bad_image_stops_the_fill_with_its_name(run, squares):
 
     with pytest.raises(DataError, match="square-3"):
         fill(FeatureCache(), model, batches, read=read)
+
+
+def test_features_of_any_resolution_are_refused_by_name(run):
+    model, batches = run("model.resolution={mode: anyres}")
+    with pytest.raises(
+        ValueError, match=r"any-resolution model \(resolution: anyres\) are not cached.*cache_features: false"
+    ):
+        fill(FeatureCache(), model, batches)

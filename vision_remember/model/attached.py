@@ -95,6 +95,7 @@ class _Attached:
         encoder_level_indices: Hidden states of the tower that the method reads, as non-negative numbers.
         num_prefix_tokens: Class and register tokens that the tower puts before its patches.
         token_grid: Grid of the patches of one tile, and so of its tokens.
+        max_views: 1, because a tile counts as an image here.
     """
 
     refusion: Method
@@ -102,6 +103,7 @@ class _Attached:
     encoder_level_indices: tuple[int, ...]
     num_prefix_tokens: int
     token_grid: Grid
+    max_views = 1
     config: Any
     get_input_embeddings: Any
     get_placeholder_mask: Any

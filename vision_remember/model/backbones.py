@@ -31,7 +31,14 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def assemble(
-    model_class: type[Model], vision: str, text: str, *, projector: dict | None, refusion: dict | None, seed: int
+    model_class: type[Model],
+    vision: str,
+    text: str,
+    *,
+    projector: dict | None,
+    refusion: dict | None,
+    resolution: dict | None,
+    seed: int,
 ) -> Model:
     """Join two backbones.
 
@@ -41,6 +48,7 @@ def assemble(
         text: The same of a causal LM with its tokenizer.
         projector: `{"type": ..., options}`; None: LLaVA's `mlp`.
         refusion: `{"type": ..., options}`; None: `none`.
+        resolution: Fields of `tiling.Resolution`; None: `{"mode": "pad"}`.
         seed: Of projector and re-fusion. One seed gives a projector the same start beside every re-fusion method.
 
     Returns:
@@ -51,7 +59,7 @@ def assemble(
         ValueError: The backbones cannot be joined; says why.
     """
     vision, text = model_path(vision), model_path(text)
-    config, template = _joint_config(vision, text, projector, refusion)
+    config, template = _joint_config(vision, text, projector, refusion, resolution)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = model_class(config).eval()
@@ -85,7 +93,7 @@ def _token_rms(causal_lm: PreTrainedModel) -> float:
 
 
 def _joint_config(
-    vision: str, text: str, projector: dict | None, refusion: dict | None
+    vision: str, text: str, projector: dict | None, refusion: dict | None, resolution: dict | None
 ) -> tuple[VisionRememberConfig, ChatTemplate]:
     vision_config = AutoConfig.from_pretrained(vision)
     if "vision_config" in vision_config.sub_configs:  # the vision half of a CLIP
@@ -106,6 +114,7 @@ def _joint_config(
         text_config=text_config,
         projector=projector,
         refusion=refusion,
+        resolution=resolution,
         image_token_id=template.image_token_id,
         turn_start_token_id=template.start_id,
         turn_end_token_id=template.end_id,

@@ -55,7 +55,7 @@ class Explanation:
 
     Attributes:
         answer: The answer.
-        image: The page on the encoder's canvas, as the model saw it.
+        image: The page on the encoder's canvas, as the model saw it; of an any-resolution model its base view.
         attention: Decoder layer (-1: before layer 0) -> float[V, H, W], weights over the W patches of every token's window.
         patch_grid: Grid of the encoder's patches.
         token_grid: Grid of the V vision tokens.
@@ -198,7 +198,8 @@ class Engine:
             answer=answer,
             image=self.processor.canvases(self.processor.images_of(*request))[0],
             attention={
-                layer: weights.cpu() for layer, weights in zip(sorted(model.refusion.layers), recorded, strict=True)
+                layer: weights[: model.token_grid.num_cells].cpu()  # the base view comes first
+                for layer, weights in zip(sorted(model.refusion.layers), recorded, strict=True)
             },
             patch_grid=model.config.patch_grid,
             token_grid=model.token_grid,

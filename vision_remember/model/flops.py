@@ -62,10 +62,10 @@ def prompt_ids(config: VisionRememberConfig, num_text_tokens: int) -> Tensor:
         config: Of the model that will read it.
         num_text_tokens: Every token that is no vision token, the control tokens of the turn included.
     """
-    header = [config.turn_start_token_id, *[0] * config.user_header_length]
+    header = [config.turn_start_token_id or 0, *[0] * config.user_header_length]
     vision = [config.image_token_id] * config.token_grid.num_cells
     question = [0] * (num_text_tokens - len(header) - 1)
-    return torch.tensor([[*header, *vision, *question, config.turn_end_token_id]])
+    return torch.tensor([[*header, *vision, *question, config.turn_end_token_id or 0]])
 
 
 class _ShapesAlone(TorchDispatchMode):

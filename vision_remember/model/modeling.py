@@ -50,10 +50,11 @@ class VisionRememberForConditionalGeneration(VisionRememberPreTrainedModel, Gene
         *,
         projector: dict | None = None,
         refusion: dict | None = None,
+        resolution: dict | None = None,
         seed: int = 0,
     ) -> "VisionRememberForConditionalGeneration":
         """Assemble a model from a pretrained encoder and a pretrained causal LM; see `backbones.assemble`."""
-        return assemble(cls, vision, text, projector=projector, refusion=refusion, seed=seed)
+        return assemble(cls, vision, text, projector=projector, refusion=refusion, resolution=resolution, seed=seed)
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
@@ -69,9 +70,9 @@ class VisionRememberForConditionalGeneration(VisionRememberPreTrainedModel, Gene
         """Encoder hidden states that the model reads, in the order of `encode`."""
         return self.model.encoder_level_indices
 
-    def encode(self, pixel_values: Tensor) -> Tensor:
+    def encode(self, pixel_values: Tensor, image_sizes: Tensor | None = None) -> Tensor:
         """Encoder hidden states float[N, L, P, C] of float[N, 3, height, width]; see `VisionRememberModel.encode`."""
-        return self.model.encode(pixel_values)
+        return self.model.encode(pixel_values, image_sizes)
 
     def get_image_features(self, *args, **kwargs) -> VisionRememberImageFeatures:
         """Vision tokens and memory rows of images; see `VisionRememberModel.get_image_features`."""
@@ -92,6 +93,7 @@ class VisionRememberForConditionalGeneration(VisionRememberPreTrainedModel, Gene
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
         encoder_levels: Tensor | None = None,
+        image_sizes: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
@@ -114,6 +116,7 @@ class VisionRememberForConditionalGeneration(VisionRememberPreTrainedModel, Gene
             input_ids=input_ids,
             pixel_values=pixel_values,
             encoder_levels=encoder_levels,
+            image_sizes=image_sizes,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,

@@ -8,7 +8,8 @@ A projector is a plain ``nn.Module`` with
 - ``load_original(state_dict)``, where weights were published: takes the parameter names of the original implementation.
 
 A file may also say where its method comes from, in the constant ``ORIGIN``. Where a projector's tokens are a set (queries
-that look at the whole image), ``tokens_out`` gives as many cells in the shape closest to the patch grid.
+that look at the whole image), ``tokens_out`` gives as many cells in the shape closest to the patch grid, and the class says
+``tokens_are_a_set = True``, so that nobody lays the tokens of several tiles together as a map.
 """
 
 from typing import Any
@@ -16,6 +17,11 @@ from typing import Any
 from torch import nn
 
 from vision_remember import plugins
+
+
+def tokens_are_a_set(projector: nn.Module) -> bool:
+    """Whether the tokens of a projector have no places of their own."""
+    return bool(getattr(projector, "tokens_are_a_set", False))
 
 
 def build_projector(type: str, *, feature_width: int, text_width: int, **options: Any) -> nn.Module:

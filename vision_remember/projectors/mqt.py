@@ -59,6 +59,7 @@ class Mqt(nn.Module):
     """One attention of nested queries over the patches, then one matrix to the LLM's width."""
 
     pos_embed: Tensor
+    tokens_are_a_set = True
 
     def __init__(self, config: Config, feature_width: int, text_width: int) -> None:
         super().__init__()

@@ -66,6 +66,8 @@ class Config:
 class Resampler(nn.Module):
     """A gated projection of the patches, then layers of latents that attend to them."""
 
+    tokens_are_a_set = True
+
     def __init__(self, config: Config, feature_width: int, text_width: int) -> None:
         super().__init__()
         self.config = config

@@ -31,7 +31,8 @@ class Memory:
 class RefusionState:
     """Everything the insertions need in one call of the language model; passed down as ``refusion=``, never stored.
 
-    N counts the vision tokens of this chunk that own a memory row, over all I images, in the order of their positions.
+    N counts the vision tokens of this chunk that own a memory row, over all I images, in the order of their positions. An
+    image of any resolution is several here, its base view and each of its tiles; their tokens may stand between each other's.
 
     Attributes:
         position: ``long[N]``, flat place ``b * T + t`` in the chunk, increasing (:func:`flat_positions` of a mask).

@@ -20,6 +20,7 @@ from vision_remember import plugins
 from vision_remember.data.synthetic import families
 from vision_remember.model.embedded import model_path
 from vision_remember.model.parts import PART_NAMES
+from vision_remember.tiling import Resolution
 from vision_remember.training.located import read
 from vision_remember.training.strict import bind, nearest, number
 
@@ -35,6 +36,7 @@ class ModelSection:
         checkpoint: model folder to start from; its projector and re-fusion must be the ones named here. `scratch` says that training
             the LM without an align stage is meant.
         projector, refusion: `{type: ..., options}`, checked by the plug-in's own Config.
+        resolution: `{mode: anyres}` and other fields of `tiling.Resolution`; none: one canvas, padded, or that of the checkpoint.
         projector_weights: folder or `embedded/NAME` whose `model.safetensors` the projector starts from, where there is no checkpoint.
     """
 
@@ -44,6 +46,7 @@ class ModelSection:
     projector: dict[str, Any]
     refusion: dict[str, Any] = field(default_factory=lambda: {"type": "none"})
     projector_weights: str | None = None
+    resolution: dict[str, Any] | None = None
 
     @property
     def start(self) -> str | None:
@@ -76,6 +79,10 @@ class ModelSection:
             except ValueError as error:
                 named = [option for option in options if f"{option!r}" in str(error)]
                 yield ".".join([key, *named[:1]]), str(error)
+        try:
+            plugins.strict_config(Resolution, self.resolution or {}, where="resolution")
+        except ValueError as error:
+            yield "resolution", str(error)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from torch import nn
 from vision_remember import plugins
 from vision_remember.model import VisionRememberConfig, VisionRememberForConditionalGeneration, VisionRememberProcessor
 from vision_remember.model.embedded import model_path
+from vision_remember.tiling import Resolution
 from vision_remember.training.recipe import ModelSection, Recipe, TrainingSection
 
 
@@ -34,7 +35,12 @@ def build_model(recipe: Recipe) -> tuple[VisionRememberForConditionalGeneration,
         return model, VisionRememberProcessor.from_pretrained(section.start)
     vision, text = model_path(str(section.vision)), model_path(str(section.text))
     model = VisionRememberForConditionalGeneration.from_backbones(
-        vision, text, projector=section.projector, refusion=section.refusion, seed=recipe.seed
+        vision,
+        text,
+        projector=section.projector,
+        refusion=section.refusion,
+        resolution=section.resolution,
+        seed=recipe.seed,
     )
     if section.projector_weights is not None:
         _load_projector(model, model_path(section.projector_weights))
@@ -103,6 +109,14 @@ def _must_agree(section: ModelSection, config: VisionRememberConfig) -> None:
             raise ValueError(
                 f"model.checkpoint {section.checkpoint} has {room} {found}, the recipe says {wanted}; make them agree"
             )
+    if section.resolution is not None and _resolution(section.resolution) != _resolution(config.resolution):
+        raise ValueError(
+            f"model.checkpoint {section.checkpoint} has resolution {config.resolution}, the recipe says {section.resolution}; leave it out"
+        )
+
+
+def _resolution(options: dict[str, Any]) -> Resolution:
+    return plugins.strict_config(Resolution, options, where="resolution")
 
 
 def _modules(names: Iterable[str]) -> list[str]:
