@@ -8,6 +8,8 @@
 Source: layout and names follow transformers/models/llava_next/modeling_llava_next.py.
 """
 
+from typing import Any
+
 from torch import Tensor, nn
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache
@@ -77,6 +79,11 @@ class VisionRememberForConditionalGeneration(VisionRememberPreTrainedModel, Gene
         super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
         if self.model.refusion.drops_after is not None:
             check_generation(generation_mode, generation_config, self.config.refusion["type"])
+
+    def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+        told = {name: model_kwargs[name] for name in ("tokens_per_image",) if name in model_kwargs}
+        # What encodes the images takes its arguments away, and the decoder must know this one, too.
+        return {**super()._prepare_multimodal_encoder_kwargs_for_generation(model_kwargs), **told}
 
     def parts(self) -> Parts:
         """Named parameters by part: encoder, projector, refusion, language_model. Every parameter once, in exactly one part."""

@@ -4,6 +4,7 @@
 Image slots come from structured parts only (see `chat.py`): no text, whoever wrote it, can open one.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Literal
 
@@ -64,6 +65,7 @@ class VisionRememberProcessor(ProcessorMixin):
         self.num_image_tokens = num_image_tokens
         self.image_size = list(image_size)
         self.views = [list(view) for view in views]
+        self.tokens_per_image = None  # see `at`
         self.image_token = IMAGE_TOKEN
         self.template = ChatTemplate(tokenizer, num_image_tokens)
         self.image_token_id = self.template.image_token_id
@@ -94,6 +96,15 @@ class VisionRememberProcessor(ProcessorMixin):
                 f"{config.image_token_id}; use the language model the model was assembled from"
             )
         return processor
+
+    def at(self, tokens_per_image: int | None) -> "VisionRememberProcessor":
+        """The same processor with another number of vision tokens per image, which its batches tell the model; None: itself."""
+        if tokens_per_image is None:
+            return self
+        other = copy.copy(self)
+        other.template = copy.copy(self.template)
+        other.tokens_per_image = other.num_image_tokens = other.template.num_image_tokens = tokens_per_image
+        return other
 
     def encode(
         self,
@@ -154,9 +165,10 @@ class VisionRememberProcessor(ProcessorMixin):
 
         Returns:
             `input_ids` long[B, T], `attention_mask` long[B, T], `labels` long[B, T] (-100 where nothing is to be said), and
-            `pixel_values` of all N images in order, as `pixels` makes them, absent when there is none.
+            `pixel_values` of all N images in order, as `pixels` makes them, absent when there is none; `at` adds its number.
         """
-        return pad(encodings, pad_token_id=self.template.pad_id, side=side)
+        told = {} if self.tokens_per_image is None else {"tokens_per_image": self.tokens_per_image}
+        return BatchFeature(pad(encodings, pad_token_id=self.template.pad_id, side=side) | told)
 
     def __call__(
         self, images=None, text=None, *, return_tensors="pt", padding=True, add_generation_prompt=True

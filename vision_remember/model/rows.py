@@ -71,6 +71,7 @@ def state_of_chunk(
     is_placeholder: Tensor,
     input_ids: Tensor | None,
     *,
+    tokens_per_image: int | None = None,
     attentions: dict[int, Tensor] | None = None,
 ) -> RefusionState:
     """Rebuild the insertions' state from the rows of one chunk's placeholders.
@@ -80,18 +81,26 @@ def state_of_chunk(
         image: What `get_image_features` made, perhaps repeated or sliced since; N rows in all.
         is_placeholder: bool[B, T], N of them True.
         input_ids: long[B, T], or None when the chunk came as embeddings.
+        tokens_per_image: Vision tokens V of one image; None: as many as the projector makes by itself.
         attentions: Filled with attention weights by the insertions when given.
 
     Returns:
         The state. An image is a run of consecutive indices in one row of the batch.
 
     Raises:
-        ValueError: The chunk cuts an image or its turn, and the method needs them whole.
+        ValueError: The chunk cuts an image or its turn, and the method needs them whole, or the images have more tokens.
     """
     rows, facts = (torch.cat(list(tensors)).to(is_placeholder.device) for tensors in image.deepstack_features)
     num_slots = (facts.shape[1] - 2) // 2
     valid, place, index, count = facts.split([num_slots, num_slots, 1, 1], dim=1)
     index, count = index.squeeze(1), count.squeeze(1)
+    most = model.grid_of(tokens_per_image).num_cells
+    torch_compilable_check(
+        (count <= most).all(),
+        lambda: (
+            f"images of {int(count.max())} vision tokens, and tokens_per_image says {most}; give the number they were made with"
+        ),
+    )
     position = flat_positions(is_placeholder, len(rows))
     batch_row = position // is_placeholder.shape[1]
     starts = torch.ones_like(index, dtype=torch.bool)
@@ -105,7 +114,7 @@ def state_of_chunk(
         index=index,
         count=count,
         batch_row=batch_row[starts],
-        max_count=model.token_grid.num_cells,
+        max_count=most,
         attentions=attentions,
     )
     if model.refusion.needs_whole_images:

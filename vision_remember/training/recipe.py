@@ -145,7 +145,9 @@ class TrainingSection:
         trainable: the parts that learn; every other part is frozen.
         frozen: modules or parameters inside those parts that stay frozen, by their dotted name in the model.
         learning_rates: peak rate of each part.
-        steps: optimizer steps; each takes `batch_size` x `accumulation` samples over all processes.
+        steps: optimizer steps; each takes `batch_size` x `accumulation` samples, however many processes share them.
+        tokens_per_image: numbers of vision tokens to train at, one of them drawn for every step, so that one model answers at any of
+            them; empty: as many as the projector makes by itself.
         warmup_ratio: share of the steps in which the rates rise to their peak.
         cache_features: compute the frozen encoder's levels once per image and keep them in memory.
         save_every: steps between checkpoints; 0 saves only when interrupted.
@@ -158,6 +160,7 @@ class TrainingSection:
     steps: int = number(minimum=1)
     batch_size: int = number(minimum=1)
     accumulation: int = number(1, minimum=1)
+    tokens_per_image: tuple[int, ...] = ()
     warmup_ratio: float = number(0.03, minimum=0, below=1)
     weight_decay: float = number(0.0, minimum=0)
     max_grad_norm: float = number(1.0, above=0)
@@ -181,6 +184,9 @@ class TrainingSection:
                 yield f"learning_rates.{name}", f"no part is called {name!r}{nearest(name, PART_NAMES)}"
             if not 0 < rate < 1:
                 yield f"learning_rates.{name}", f"is {rate}: it must be above 0 and below 1"
+        for i, count in enumerate(self.tokens_per_image):
+            if count < 1 or self.tokens_per_image.count(count) > 1:
+                yield f"tokens_per_image.{i}", f"is {count}: numbers of tokens are 1 or more and named once"
         if self.cache_features and "encoder" in self.trainable:
             yield "cache_features", "features of an encoder that is trained cannot be cached: set false or freeze it"
 
