@@ -245,10 +245,9 @@ def sharded(rank: int, port: int, folder: Path, recipe) -> None:
     os.environ.update({"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
     join()
     model, gradients = prepared(recipe)
-    for layer in model.model.language_model.layers:
+    # Layers and the whole, never the tower itself: transformers finds what a tower may record by its class, and sharding changes that.
+    for layer in (*model.model.vision_tower.encoder.layers, *model.model.language_model.layers, model):
         fully_shard(layer)
-    for part in (model.model.vision_tower, model):
-        fully_shard(part)
     for step, (batch, count) in enumerate(micro_batches(recipe, model, num_steps=2)):
         loss = model(**batch[rank], num_items_in_batch=count).loss * 2  # gradients are averaged over the processes
         loss.backward()
@@ -259,7 +258,7 @@ def sharded(rank: int, port: int, folder: Path, recipe) -> None:
 
 def prepared(recipe):
     model, _ = build_model(recipe)
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     model.train()
 
     def write(found: dict[str, torch.Tensor], path: Path) -> None:

@@ -4,7 +4,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from vision_remember.training import load_recipe
-from vision_remember.training.start import build_model
+from vision_remember.training.start import build_model, check_rates
 
 
 def start_from(recipe_file, weights):
@@ -57,3 +57,10 @@ def test_a_start_model_with_another_re_fusion_is_refused(recipe_file, tmp_path):
     processor.save_pretrained(tmp_path / "start")
     with pytest.raises(ValueError, match="make them agree"):
         build_model(load_recipe(recipe_file, [f"model.checkpoint={tmp_path / 'start'}", "model.refusion={type: none}"]))
+
+
+def test_rates_that_cannot_be_made_are_refused_before_the_first_step(make_recipe):
+    model, _ = build_model(make_recipe())
+    check_rates(model, [36, 9, 4, 1])
+    with pytest.raises(ValueError, match=r"training.tokens_per_image names 49: .*7x7 tokens of a 6x6 grid"):
+        check_rates(model, [4, 49])

@@ -81,7 +81,7 @@ class VisionRememberForConditionalGeneration(VisionRememberPreTrainedModel, Gene
             check_generation(generation_mode, generation_config, self.config.refusion["type"])
 
     def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
-        told = {name: model_kwargs[name] for name in ("tokens_per_image",) if name in model_kwargs}
+        told = {key: value for key, value in model_kwargs.items() if key == "tokens_per_image"}
         # What encodes the images takes its arguments away, and the decoder must know this one, too.
         return {**super()._prepare_multimodal_encoder_kwargs_for_generation(model_kwargs), **told}
 
@@ -104,6 +104,7 @@ class VisionRememberForConditionalGeneration(VisionRememberPreTrainedModel, Gene
         logits_to_keep: int | Tensor = 0,
         mm_encoder_outputs: dict[str, VisionRememberImageFeatures] | None = None,
         num_items_in_batch: int | Tensor | None = None,
+        tokens_per_image: int | None = None,
         **kwargs,
     ) -> VisionRememberCausalLMOutput:
         """Logits and, with labels, the loss; other arguments as in `VisionRememberModel.forward`.
@@ -124,6 +125,7 @@ class VisionRememberForConditionalGeneration(VisionRememberPreTrainedModel, Gene
             use_cache=use_cache,
             mm_encoder_outputs=mm_encoder_outputs,
             is_answer=None if labels is None else labels != IGNORED_LABEL,
+            tokens_per_image=tokens_per_image,
             **kwargs,
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
