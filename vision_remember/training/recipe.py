@@ -51,7 +51,7 @@ class ModelSection:
         return None if self.checkpoint in (None, SCRATCH) else model_path(str(self.checkpoint))
 
     def problems(self) -> Iterable[tuple[str, str]]:
-        """Missing backbones or start folder, and options the plug-ins refuse."""
+        """Missing backbones, and options the plug-ins refuse."""
         if self.checkpoint in (None, SCRATCH):
             starts = {"vision": self.vision, "text": self.text}
             if self.projector_weights is not None:
@@ -63,12 +63,9 @@ class ModelSection:
                 yield key, "a model without a checkpoint needs this backbone, a folder or a hub id"
                 continue
             try:
-                folder = Path(model_path(name))
+                model_path(name)
             except ValueError as error:
                 yield key, str(error)
-                continue
-            if key == "checkpoint" and not (folder / "config.json").is_file():
-                yield key, f"{name} holds no model; train the stage before this one first"
         for key, room in (("projector", "projectors"), ("refusion", "refusion")):
             options = getattr(self, key)
             try:
@@ -76,6 +73,15 @@ class ModelSection:
             except ValueError as error:
                 named = [option for option in options if f"{option!r}" in str(error)]
                 yield ".".join([key, *named[:1]]), str(error)
+
+    def absences(self) -> Iterable[tuple[str, str]]:
+        """A start folder without a model."""
+        try:
+            is_there = self.start is None or (Path(self.start) / "config.json").is_file()
+        except ValueError:
+            return  # `problems` says why
+        if not is_there:
+            yield "checkpoint", f"{self.checkpoint} holds no model; train the stage before this one first"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +122,12 @@ class SourceSection:
     limit: int | None = number(None, minimum=1)
 
     def problems(self) -> Iterable[tuple[str, str]]:
-        """Neither or both kinds of source, or a path that is not there."""
+        """Neither or both kinds of source."""
         if (self.path is None) == (self.synthetic is None):
             yield "path", "a source is either a path or synthetic, one of the two"
+
+    def absences(self) -> Iterable[tuple[str, str]]:
+        """A path that is not there."""
         if self.path is not None and not Path(self.path).exists():
             yield "path", f"{self.path} does not exist"
 
@@ -217,14 +226,15 @@ class Recipe:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, has_files: bool = True) -> Recipe:
     """Reads a recipe, what it extends, and dotted overrides.
 
     Args:
         path: YAML file.
         overrides: `training.steps=100`, with YAML values.
+        has_files: whether data and start model must be there.
 
     Raises:
         RecipeError: a ValueError that lists every problem with its file and line, before any weight is loaded.
     """
-    return bind(Recipe, read(path, overrides))
+    return bind(Recipe, read(path, overrides), has_files=has_files)
