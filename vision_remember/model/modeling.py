@@ -8,8 +8,6 @@
 Source: layout and names follow transformers/models/llava_next/modeling_llava_next.py.
 """
 
-from typing import Any
-
 from torch import Tensor, nn
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache
@@ -80,7 +78,7 @@ class VisionRememberForConditionalGeneration(VisionRememberPreTrainedModel, Gene
         if self.model.refusion.drops_after is not None:
             check_generation(generation_mode, generation_config, self.config.refusion["type"])
 
-    def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs):
         told = {key: value for key, value in model_kwargs.items() if key == "tokens_per_image"}
         # What encodes the images takes its arguments away, and the decoder must know this one, too.
         return {**super()._prepare_multimodal_encoder_kwargs_for_generation(model_kwargs), **told}

@@ -102,10 +102,8 @@ class Batches:
         return place // self._micro_batch % distributed.size() == distributed.rank()
 
     def _at_all_rates(self, reader: Callable[[VisionRememberProcessor], Any]) -> dict[int | None, Collator]:
-        processors = {None: self.processor, **{rate: self.processor.at(rate) for rate in self.rates}}
-        return {
-            rate: Collator(reader(processor), max_length=self._max_length) for rate, processor in processors.items()
-        }
+        rates: list[int | None] = [None, *self.rates]
+        return {rate: Collator(reader(self.processor.at(rate)), max_length=self._max_length) for rate in rates}
 
     def _encoding(self, key: Key, rate: int | None) -> Encoding | None:
         if (key, rate) in self._prepared:

@@ -117,8 +117,8 @@ def _run(recipe: Recipe, folder: Path, cache: FeatureCache) -> None:
             trainer.train(resume_from_checkpoint=str(newest) if done else None)
     finally:
         metrics.close()
-    if stopper.agreed() is not None:
-        raise TrainingInterrupted(stopper.signal)
+    if (number := stopper.agreed()) is not None:
+        raise TrainingInterrupted(number)
     seconds = {"seconds": trainer.elapsed, "features_seconds": features_seconds}
     distributed.first(lambda: _finish(folder, model, processor, batches, metrics, **seconds))
 
