@@ -130,7 +130,7 @@ def _count_prefix(model: Any) -> None:
 
 
 def _prefill_flops(model: Any, rate: int) -> int:
-    inputs = {
+    inputs: dict[str, Any] = {
         "input_ids": prompt_ids(model.config, NUM_TEXT_TOKENS, rate),
         "pixel_values": torch.zeros(1, *model.config.pixel_shape),
         "tokens_per_image": rate,
