@@ -139,9 +139,11 @@ def test_the_micro_batches_of_a_step_are_dealt_out_and_cut_where_they_must():
         share(training(4, 2), 3)
 
 
-def test_two_processes_take_the_steps_of_one(make_recipe, launch, tmp_path):
+@pytest.mark.parametrize("accumulation", [1, 2])  # micro-batches of 4 are cut in two, or dealt out whole
+def test_two_processes_take_the_steps_of_one(make_recipe, launch, tmp_path, accumulation):
     """Mixed rows, activation checkpointing, unequal numbers of target tokens in every micro-batch, and two compression rates."""
-    recipe = make_recipe("training.tokens_per_image=[9, 4]")
+    shape = (f"training.batch_size={4 // accumulation}", f"training.accumulation={accumulation}")
+    recipe = make_recipe("training.tokens_per_image=[9, 4]", *shape)
     alone, together = tmp_path / "alone", tmp_path / "together"
     assert finish(launch(recipe, alone, 1)) == [0]
     assert finish(launch(recipe, together, 2)) == [0, 0]
