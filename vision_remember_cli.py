@@ -37,6 +37,8 @@ data = typer.Typer(no_args_is_help=True, help="Make, look at and check data sets
 foundation = typer.Typer(no_args_is_help=True, help="The tiny encoder and language model that ship with the package.")
 app.add_typer(data, name="data")
 app.add_typer(foundation, name="foundation")
+bench = typer.Typer(no_args_is_help=True, help="Measure what the methods cost on this machine.")
+app.add_typer(bench, name="bench")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 Model = Annotated[str, typer.Option("--model", help="Model folder, hub id, or embedded/NAME for a shipped one.")]
@@ -46,6 +48,7 @@ Overrides = Annotated[
 Recipe = Annotated[
     str, typer.Argument(metavar="RECIPE", help="Recipe file, or the name of a shipped one, as tiny/demo.yaml.")
 ]
+Tokens = Annotated[int | None, typer.Option(help="Vision tokens an image.", show_default="as many as the model makes")]
 Split = Annotated[str, typer.Option(help="train, test (unseen content) or shift (unseen fonts and sizes).")]
 Families = Annotated[
     list[str] | None, typer.Option("--family", help="Document family; repeat for several.", show_default="all of them")
@@ -116,10 +119,12 @@ def ask(
             metavar="OUT.png", help="Draw where the vision tokens looked when they remembered.", show_default=False
         ),
     ] = None,
+    tokens: Tokens = None,
     as_json: Json = False,
 ) -> None:
     """Answer a question about an image."""
-    run(lambda cli: cli.ask(image, question, model=model, max_new_tokens=max_new_tokens, explain=explain), as_json)
+    how = {"model": model, "max_new_tokens": max_new_tokens, "explain": explain, "tokens": tokens}
+    run(lambda cli: cli.ask(image, question, **how), as_json)
 
 
 @app.command()
@@ -130,9 +135,14 @@ def train(
         Path | None, typer.Option(help="Folder of the run.", show_default="the recipe's output_dir, or runs/NAME")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest complete checkpoint.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count the run from shapes alone; start nothing.")] = False,
+    gpus: Annotated[int, typer.Option(min=1, help="Of a dry run: GPUs that share a step.")] = 1,
+    gpu_memory: Annotated[str | None, typer.Option(help="Of a dry run: refuse what does not fit, as 80GiB.")] = None,
     as_json: Json = False,
 ) -> None:
     """Train the model a recipe describes."""
+    if dry_run:
+        return run(lambda cli: cli.dry_run(recipe, overrides or [], gpus=gpus, gpu_memory=gpu_memory), as_json)
     run(lambda cli: cli.train(recipe, overrides or [], resume=resume, out=out), as_json)
 
 
@@ -170,13 +180,14 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Folder for every answer and the scores.", show_default=False)
     ] = None,
+    tokens: Tokens = None,
     as_json: Json = False,
 ) -> None:
     """Score a model on a task, or on every task of a suite, per family with 95 % intervals.
 
     Options of synthetic_documents: count=1000 split=test seed=0 families=[table,form] questions=1; of a benchmark: path=FOLDER limit=100.
     """
-    run(lambda cli: cli.evaluate(model, task, suite, options or [], out), as_json)
+    run(lambda cli: cli.evaluate(model, task, suite, options or [], out, tokens), as_json)
 
 
 @app.command("paper-table")
@@ -269,6 +280,16 @@ def build(
 ) -> None:
     """Train the embedded encoder and language model again, from nothing (hours on two cores)."""
     run(lambda cli: cli.foundation_build(out), as_json)
+
+
+@bench.command()
+def prefill(
+    rounds: Annotated[int, typer.Option(min=2, help="Measured pairs.")] = 21,
+    tiny: Annotated[bool, typer.Option("--tiny", help="A model of toy size, to try the command.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Time three insertions of remember against none, in turns: CLIP-L and a 0.5 B LLM, 144 vision tokens, random weights."""
+    run(lambda cli: cli.bench_prefill(tiny=tiny, rounds=rounds), as_json)
 
 
 def _seeds(text: str) -> tuple[int, ...]:

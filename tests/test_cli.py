@@ -22,7 +22,7 @@ from vision_remember import VisionRememberForConditionalGeneration, VisionRememb
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = [
     *("demo", "ask", "train", "convert", "evaluate", "compare", "list", "data", "data make", "data show", "data check"),
-    *("paper-table", "foundation", "foundation build"),
+    *("paper-table", "foundation", "foundation build", "bench", "bench prefill"),
 ]
 # The front end in a process of its own, over a package whose `list` does what the test says: importing the real one takes seconds.
 STAND_IN = """
@@ -134,6 +134,23 @@ def test_ask_explain_draws_where_it_looked(model: Path, page: Path, tmp_path: Pa
     assert content["explain"] == str(picture)
     with Image.open(picture) as drawn:
         assert drawn.format == "PNG"
+
+
+def test_ask_and_evaluate_take_another_number_of_vision_tokens(model: Path, page: Path) -> None:
+    told = [
+        parsed(run("ask", page, "What?", "--model", model, "--max-new-tokens", 2, *tokens, "--json"))["prompt_tokens"]
+        for tokens in ((), ("--tokens", 4), ("--tokens", 1))
+    ]
+    assert told[1] - told[2] == 3
+    scored = run("evaluate", "count=2", "--model", model, "--tokens", 1, "--json")
+    assert parsed(scored)["architecture"]["tokens"] == 1
+    refused = run("ask", page, "What?", "--model", model, "--tokens", 49)
+    assert refused.exit_code == 1 and "49" not in refused.stdout and "7x7 tokens" in refused.stderr
+
+
+def test_bench_prefill_runs_at_toy_size() -> None:
+    found = parsed(run("bench", "prefill", "--tiny", "--rounds", 2, "--json"))
+    assert found["size"] == "tiny" and found["bars"] == {"prefill_ratio": 1.05, "decode_ratio": 0.99}
 
 
 def test_evaluate_scores_a_task(model: Path, tmp_path: Path) -> None:

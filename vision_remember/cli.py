@@ -55,8 +55,16 @@ def demo(out: Path) -> Report:
     return Report(text=compared.text, data={"asked": {**answered.data, "expected": asked.answer}, **compared.data})
 
 
-def ask(image: Path, question: str, *, model: str, max_new_tokens: int = 64, explain: Path | None = None) -> Report:
-    """Answer a question about an image; with `explain`, also draw where the vision tokens looked."""
+def ask(
+    image: Path,
+    question: str,
+    *,
+    model: str,
+    max_new_tokens: int = 64,
+    explain: Path | None = None,
+    tokens: int | None = None,
+) -> Report:
+    """Answer a question about an image, read in so many vision tokens; with `explain`, also draw where they looked."""
     from vision_remember.data.images import decode_image
     from vision_remember.model.chat import first_question
     from vision_remember.model.engine import Engine, Request
@@ -64,7 +72,7 @@ def ask(image: Path, question: str, *, model: str, max_new_tokens: int = 64, exp
     if explain is not None and (explain.suffix.lower() != ".png" or not explain.parent.is_dir()):
         raise ValueError(f"--explain {explain}: name a .png file in a folder that exists")
     request = Request(first_question(question, num_images=1), [decode_image(image)])
-    engine = Engine.load(model_folder(model))
+    engine = Engine.load(model_folder(model), tokens_per_image=tokens)
     if explain is None:
         [answer] = engine.answer([request], max_new_tokens=max_new_tokens)
     else:
@@ -96,6 +104,8 @@ def train(recipe: str, overrides: Sequence[str], *, resume: bool, out: Path | No
 
     plan = training.load_recipe(recipe_file(recipe), overrides)
     folder = training.train(plan, resume=resume, output_dir=out or plan.output_dir or Path("runs") / plan.name)
+    if training.distributed.rank() != 0:
+        raise SystemExit(0)  # of several processes, the first one reports
     return Report(text=f"trained model: {folder}", data={"model": str(folder)})
 
 
@@ -122,7 +132,30 @@ def convert(source: Path, target: Path, *, refusion: str, vision: str | None, te
     )
 
 
-def evaluate(model: str, task: str | None, suite: str | None, options: Sequence[str], out: Path | None) -> Report:
+def dry_run(recipe: str, overrides: Sequence[str], *, gpus: int = 1, gpu_memory: str | None = None) -> Report:
+    """Describe the run of a recipe from the shapes of its model, and refuse it where it cannot fit."""
+    from vision_remember import cli_dry_run
+
+    lines, found = cli_dry_run.describe(recipe_file(recipe), overrides, gpus=gpus, gpu_memory=gpu_memory)
+    return Report(text="\n".join(lines), data=found)
+
+
+def bench_prefill(*, tiny: bool, rounds: int) -> Report:
+    """Time a model that remembers against the same model without: prefill and decode."""
+    from vision_remember.bench import prefill
+
+    found = prefill.measure(prefill.TINY if tiny else prefill.LARGEST, rounds=rounds)
+    return Report(text="\n".join(prefill.text_lines(found)), data=found)
+
+
+def evaluate(
+    model: str,
+    task: str | None,
+    suite: str | None,
+    options: Sequence[str],
+    out: Path | None,
+    tokens: int | None = None,
+) -> Report:
     """Score a model on a task, or on every task of a suite."""
     from vision_remember import evaluation
     from vision_remember.evaluation.suite import evaluate_suite, summary
@@ -132,11 +165,13 @@ def evaluate(model: str, task: str | None, suite: str | None, options: Sequence[
     console = Console(stderr=True)
     if suite is None:
         task = task or "synthetic_documents"
-        result = evaluation.evaluate(model_folder(model), {"type": task, **chosen}, out=out, console=console)
+        about = {"type": task, **chosen}
+        result = evaluation.evaluate(model_folder(model), about, out=out, console=console, tokens_per_image=tokens)
         return Report(text=_rendered(scores_table(result)), data=result.to_dict())
     if task is not None:
         raise ValueError(f"--task {task} and --suite {suite}: give one of them")
-    results = evaluate_suite(model_folder(model), suite, chosen, out=out, console=console)
+    folder = model_folder(model)
+    results = evaluate_suite(folder, suite, chosen, out=out, console=console, tokens_per_image=tokens)
     return Report(text=_rendered(headlines_table(results)), data=summary(results))
 
 

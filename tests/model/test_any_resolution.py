@@ -354,3 +354,22 @@ def test_the_encoding_of_a_sample_keeps_its_sizes_when_text_is_cut(processor):
     encoding = processor.encode(ask("What?", page(1, (90, 61))))
     assert encoding.image_sizes == [(61, 90)]
     assert dataclasses.replace(encoding, input_ids=encoding.input_ids[:-1]).image_sizes == [(61, 90)]
+
+
+def test_a_number_of_tokens_per_image_is_refused_by_name(build, processor):
+    model = build(NONE)
+    with pytest.raises(ValueError, match=r"tokens_per_image is 4, and an any-resolution model \(resolution: anyres\)"):
+        processor.at(4)
+    inputs = processor.apply_chat_template(ask("What is the total?", page(1)), **PROMPT)
+    with pytest.raises(ValueError, match=r"tokens_per_image is 4, and an any-resolution model \(resolution: anyres\)"):
+        model(**inputs, tokens_per_image=4)
+    with pytest.raises(ValueError, match="resolution: anyres"):
+        Engine(model, processor, tokens_per_image=4)
+
+
+def test_a_patch_size_given_as_two_numbers_is_read_as_one(build, processor):
+    model, inputs = build(V1), processor.apply_chat_template(ask("What is the total?", page(1)), **PROMPT)
+    with torch.inference_mode():
+        expected = model(**inputs).logits
+        model.config.vision_config.patch_size = [model.config.vision_config.patch_size] * 2
+        assert torch.equal(model(**inputs).logits, expected)

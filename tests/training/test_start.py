@@ -4,7 +4,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from vision_remember.training import load_recipe, train
-from vision_remember.training.start import build_model
+from vision_remember.training.start import build_model, check_rates
 
 
 def start_from(recipe_file, weights):
@@ -76,3 +76,10 @@ def test_a_model_of_any_resolution_is_trained_and_its_checkpoint_keeps_the_setti
 def test_a_misspelt_resolution_is_refused_before_any_weight_is_loaded(recipe_file):
     with pytest.raises(ValueError, match="resolution has no option 'modes'; did you mean 'mode'"):
         load_recipe(recipe_file, ["model.resolution={modes: anyres}"])
+
+
+def test_rates_that_cannot_be_made_are_refused_before_the_first_step(make_recipe):
+    model, _ = build_model(make_recipe())
+    check_rates(model, [36, 9, 4, 1])
+    with pytest.raises(ValueError, match=r"training.tokens_per_image names 49: .*7x7 tokens of a 6x6 grid"):
+        check_rates(model, [4, 49])

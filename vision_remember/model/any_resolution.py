@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vision_remember.model.encoder import patch_side
 from vision_remember.model.outputs import VisionRememberImageFeatures
 from vision_remember.model.rows import pack_views
 from vision_remember.tiling import Layout, seen_patches
@@ -84,7 +85,7 @@ def features_of_views(model: Any, levels: Tensor, image_sizes: Tensor | None) ->
     assert image_sizes is not None
     memory = None
     if model.refusion.layers and model.refusion.drops_after is None:
-        grid, patch = model.config.patch_grid, model.config.vision_config.patch_size
+        grid, patch = model.config.patch_grid, patch_side(model.config.vision_config)
         seen = [
             seen_patches((height, width), layout, model.tiling.canvas, grid, patch)
             for (height, width), layout in zip(image_sizes.tolist(), layouts, strict=True)

@@ -17,7 +17,7 @@ from transformers import AutoModel
 from transformers.cache_utils import Cache
 from transformers.utils.generic import can_return_tuple
 
-from vision_remember.geometry import VisionFeatures
+from vision_remember.geometry import Grid, VisionFeatures
 from vision_remember.model.any_resolution import features_of_views, views_of
 from vision_remember.model.configuration import VisionRememberConfig, resolve_levels
 from vision_remember.model.outputs import VisionRememberImageFeatures, VisionRememberModelOutput
@@ -99,6 +99,7 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
         encoder_levels: Tensor | None = None,
         image_sizes: Tensor | None = None,
         return_dict: bool = True,
+        tokens_per_image: int | None = None,
     ) -> VisionRememberImageFeatures:
         """Vision tokens and memory rows of N images; pass them to `generate` as `mm_encoder_outputs={"image": ...}`.
 
@@ -107,12 +108,14 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
             encoder_levels: From `encode`, in place of pixels.
             image_sizes: As `encode` takes them, whether with pixels or levels.
             return_dict: True; `generate` passes it.
+            tokens_per_image: See `grid_of`.
 
         Raises:
-            ValueError: Both inputs or neither, or levels of another model.
+            ValueError: Both inputs or neither, levels of another model, or a number of tokens that the projector cannot make.
         """
         if (pixel_values is None) == (encoder_levels is None):
             raise ValueError("give either pixel_values or encoder_levels")
+        token_grid = self.grid_of(tokens_per_image)
         levels = self.encode(pixel_values, image_sizes) if pixel_values is not None else encoder_levels
         assert levels is not None
         levels = levels.to(self.dtype)
@@ -130,16 +133,40 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
             return features_of_views(self, levels, image_sizes)
         memory = None
         if self.refusion.views:
-            seen = self._tokens(levels.transpose(1, 2).flatten(0, 1)).unflatten(
+            seen = self._tokens(levels.transpose(1, 2).flatten(0, 1), tokens_per_image).unflatten(
                 0, (len(levels), -1)
             )  # [N, 1 + X, V, D]
             tokens = seen[:, 0]
-            memory = pack(self.refusion.memory_of_views(seen[:, 1:], self.token_grid))
+            memory = pack(self.refusion.memory_of_views(seen[:, 1:], token_grid))
         else:
-            tokens = self._tokens(levels)
+            tokens = self._tokens(levels, tokens_per_image)
             if self.refusion.layers and self.refusion.drops_after is None:
-                memory = pack(self.refusion.memory(self._features(levels, self.refusion), self.token_grid))
+                memory = pack(self.refusion.memory(self._features(levels, self.refusion), token_grid))
         return VisionRememberImageFeatures(pooler_output=list(tokens.unbind()), deepstack_features=memory)
+
+    def grid_of(self, tokens_per_image: int | None) -> Grid:
+        """Grid of one image's vision tokens at a compression rate.
+
+        Args:
+            tokens_per_image: Vision tokens V; None: as many as the projector makes by itself.
+
+        Raises:
+            ValueError: The projector cannot make that number, or the model reads any resolution.
+        """
+        if tokens_per_image is None:
+            return self.token_grid
+        if self.tiling.is_anyres:
+            raise ValueError(
+                f"tokens_per_image is {tokens_per_image}, and an any-resolution model (resolution: anyres) gives an image as many tokens "
+                "as its size asks for; leave it out"
+            )
+        grid = self.multi_modal_projector.tokens_out(self.config.patch_grid, tokens_per_image)
+        if grid.num_cells != tokens_per_image:
+            raise ValueError(
+                f"projector {self.config.projector['type']} makes {grid.num_cells} tokens of an image, whatever it is asked for, and "
+                f"tokens_per_image is {tokens_per_image}; leave it out"
+            )
+        return grid
 
     @can_return_tuple
     def forward(
@@ -155,6 +182,7 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
         use_cache: bool | None = None,
         mm_encoder_outputs: dict[str, VisionRememberImageFeatures] | None = None,
         is_answer: Tensor | None = None,
+        tokens_per_image: int | None = None,
         output_remember_attentions: bool = False,
         **kwargs,
     ) -> VisionRememberModelOutput:
@@ -172,6 +200,7 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
             use_cache: Return a cache.
             mm_encoder_outputs: `{"image": get_image_features(...)}` in place of images.
             is_answer: bool[B, T], tokens to be learned; methods that drop tokens then decide as they would before the first of them.
+            tokens_per_image: Vision tokens V of every image; None: as many as the projector makes by itself. See `grid_of`.
             output_remember_attentions: Return the attention weights of the insertions.
             **kwargs: For the decoder.
 
@@ -185,13 +214,15 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
         if sum(given is not None for given in (image, pixel_values, encoder_levels)) > 1:
             raise ValueError("give one of pixel_values, encoder_levels and mm_encoder_outputs")
         if pixel_values is not None or encoder_levels is not None:
-            image = self.get_image_features(pixel_values, encoder_levels, image_sizes)
+            image = self.get_image_features(
+                pixel_values, encoder_levels, image_sizes, tokens_per_image=tokens_per_image
+            )
         embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         is_placeholder = self._placeholders(input_ids, embeds)
         tokens = (
             embeds.new_zeros(0, embeds.shape[-1]) if image is None else torch.cat(list(image.pooler_output)).to(embeds)
         )
-        check_counts(is_placeholder, len(tokens), self.token_grid.num_cells)
+        check_counts(is_placeholder, len(tokens), self.grid_of(tokens_per_image).num_cells)
         embeds = embeds.masked_scatter(is_placeholder[..., None], tokens)
         if image is None and self.training and torch.is_grad_enabled() and past_key_values is None:
             # Every rank of a distributed run must use every parameter, also for a batch of text alone.
@@ -201,7 +232,9 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
             image = without_rows(image)
         attentions: dict[int, Tensor] | None = {} if output_remember_attentions else None
         if image is not None and image.deepstack_features is not None:
-            kwargs["refusion"] = state_of_chunk(self, image, is_placeholder, input_ids, attentions=attentions)
+            kwargs["refusion"] = state_of_chunk(
+                self, image, is_placeholder, input_ids, tokens_per_image=tokens_per_image, attentions=attentions
+            )
         elif self.refusion.drops_after is not None:
             kwargs["refusion"] = shortening_of_chunk(
                 is_placeholder, attention_mask, is_answer, has_images=len(tokens) > 0
@@ -224,9 +257,9 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
             else tuple(attentions[layer] for layer in sorted(attentions)),
         )
 
-    def _tokens(self, levels: Tensor) -> Tensor:
+    def _tokens(self, levels: Tensor, num_tokens: int | None = None) -> Tensor:
         """Vision tokens float[N, V, D] of levels float[N, L, P, C]."""
-        tokens = self.multi_modal_projector(self._features(levels, self.multi_modal_projector))
+        tokens = self.multi_modal_projector(self._features(levels, self.multi_modal_projector), num_tokens)
         if self.config.vision_token_rms is not None:
             tokens = nn.functional.rms_norm(tokens, tokens.shape[-1:]) * self.config.vision_token_rms
         return tokens

@@ -23,6 +23,7 @@ from transformers import (
 
 from vision_remember.model.chat import IMAGE_TOKEN, TURN_END, TURN_START
 from vision_remember.model.configuration import VisionRememberConfig
+from vision_remember.model.encoder import count_prefix_tokens
 from vision_remember.model.kept_template import KeptTemplate
 from vision_remember.model.mm_projector import Converted, from_mm_projector
 from vision_remember.model.modeling import VisionRememberForConditionalGeneration
@@ -136,7 +137,6 @@ def _from_transformers(source: Path, refusion: dict | None) -> Converted:
     return model, processor
 
 
-@torch.no_grad()
 def _check(llava: PreTrainedModel) -> int:
     """Refuse what our `mlp` does not compute; returns the number of tokens that the encoder puts before its patches."""
     config, name = llava.config, type(llava).__name__
@@ -145,10 +145,7 @@ def _check(llava: PreTrainedModel) -> int:
             f"this {name} has a projector with {config.projector_hidden_act} and bias={config.multimodal_projector_bias}; the "
             "projector mlp has gelu and biases"
         )
-    vision = config.vision_config
-    side = vision.image_size
-    num_tokens = llava.model.vision_tower(torch.zeros(1, 3, side, side, dtype=llava.dtype)).last_hidden_state.shape[1]
-    prefix = num_tokens - (side // vision.patch_size) ** 2
+    prefix = count_prefix_tokens(config.vision_config)
     strategy = config.vision_feature_select_strategy
     if (prefix, strategy) not in ((0, "full"), (1, "default")):
         raise ValueError(

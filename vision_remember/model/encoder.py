@@ -30,8 +30,8 @@ def image_size(vision_config: Any) -> tuple[int, int]:
     return _pair(vision_config.image_size)
 
 
-def patch_grid(vision_config: Any) -> Grid:
-    """Grid of an encoder's patches.
+def patch_side(vision_config: Any) -> int:
+    """Side of an encoder's patches in pixels.
 
     Raises:
         ValueError: The encoder has no patches of one size, or none that are square.
@@ -43,7 +43,12 @@ def patch_grid(vision_config: Any) -> Grid:
     height, width = _pair(vision_config.patch_size)
     if height != width:
         raise ValueError(f"{vision_config.model_type} has patches of {height} x {width} pixels; use square patches")
-    return encoder_grid(*image_size(vision_config), height)
+    return height
+
+
+def patch_grid(vision_config: Any) -> Grid:
+    """Grid of an encoder's patches."""
+    return encoder_grid(*image_size(vision_config), patch_side(vision_config))
 
 
 @torch.no_grad()

@@ -83,6 +83,11 @@ class VisionRememberForConditionalGeneration(VisionRememberPreTrainedModel, Gene
         if self.model.refusion.drops_after is not None:
             check_generation(generation_mode, generation_config, self.config.refusion["type"])
 
+    def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs):
+        told = {key: value for key, value in model_kwargs.items() if key == "tokens_per_image"}
+        # What encodes the images takes its arguments away, and the decoder must know this one, too.
+        return {**super()._prepare_multimodal_encoder_kwargs_for_generation(model_kwargs), **told}
+
     def parts(self) -> Parts:
         """Named parameters by part: encoder, projector, refusion, language_model. Every parameter once, in exactly one part."""
         return split_parameters(self)
@@ -103,6 +108,7 @@ class VisionRememberForConditionalGeneration(VisionRememberPreTrainedModel, Gene
         logits_to_keep: int | Tensor = 0,
         mm_encoder_outputs: dict[str, VisionRememberImageFeatures] | None = None,
         num_items_in_batch: int | Tensor | None = None,
+        tokens_per_image: int | None = None,
         **kwargs,
     ) -> VisionRememberCausalLMOutput:
         """Logits and, with labels, the loss; other arguments as in `VisionRememberModel.forward`.
@@ -124,6 +130,7 @@ class VisionRememberForConditionalGeneration(VisionRememberPreTrainedModel, Gene
             use_cache=use_cache,
             mm_encoder_outputs=mm_encoder_outputs,
             is_answer=None if labels is None else labels != IGNORED_LABEL,
+            tokens_per_image=tokens_per_image,
             **kwargs,
         )
         logits = self._finish_logits(self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)))

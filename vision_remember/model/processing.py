@@ -4,6 +4,8 @@
 Image slots come from structured parts only (see `chat.py`): no text, whoever wrote it, can open one.
 """
 
+import copy
+import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
@@ -71,6 +73,7 @@ class VisionRememberProcessor(ProcessorMixin):
         self.resolution = resolution or {"mode": "pad"}
         self.token_grid = token_grid
         self.keeps_template = keeps_template
+        self.tokens_per_image = None  # see `at`
         self.image_token = IMAGE_TOKEN
         self.tiling = Tiling(
             resolution=plugins.strict_config(Resolution, self.resolution, where="resolution"),
@@ -109,6 +112,25 @@ class VisionRememberProcessor(ProcessorMixin):
                 f"{config.image_token_id}; use the language model the model was assembled from"
             )
         return processor
+
+    def at(self, tokens_per_image: int | None) -> "VisionRememberProcessor":
+        """The same processor with another number of vision tokens per image, which its batches tell the model; None: itself.
+
+        Raises:
+            ValueError: The model reads any resolution, where an image has as many tokens as its size asks for.
+        """
+        if tokens_per_image is None:
+            return self
+        if self.tiling.is_anyres:
+            raise ValueError(
+                f"tokens_per_image is {tokens_per_image}, and an any-resolution model (resolution: anyres) gives an image as many tokens "
+                "as its size asks for; leave it out"
+            )
+        other = copy.copy(self)
+        other.template = copy.copy(self.template)
+        other.tiling = dataclasses.replace(self.tiling, token_grid=Grid(1, tokens_per_image))
+        other.tokens_per_image = other.num_image_tokens = other.template.num_image_tokens = tokens_per_image
+        return other
 
     def encode(
         self,
@@ -171,9 +193,10 @@ class VisionRememberProcessor(ProcessorMixin):
         Returns:
             `input_ids` long[B, T], `attention_mask` long[B, T], `labels` long[B, T] (-100 where nothing is to be said), and
             `pixel_values` of all N images in order, as `pixels` makes them, absent when there is none; at any resolution also
-            `image_sizes` long[N, 2].
+            `image_sizes` long[N, 2]; `at` adds its number.
         """
-        return pad(encodings, pad_token_id=self.template.pad_id, side=side)
+        told = {} if self.tokens_per_image is None else {"tokens_per_image": self.tokens_per_image}
+        return BatchFeature(pad(encodings, pad_token_id=self.template.pad_id, side=side) | told)
 
     def __call__(
         self, images=None, text=None, *, return_tensors="pt", padding=True, add_generation_prompt=True

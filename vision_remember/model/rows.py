@@ -103,6 +103,7 @@ def state_of_chunk(
     is_placeholder: Tensor,
     input_ids: Tensor | None,
     *,
+    tokens_per_image: int | None = None,
     attentions: dict[int, Tensor] | None = None,
 ) -> RefusionState:
     """Rebuild the insertions' state from the rows of one chunk's placeholders.
@@ -113,18 +114,26 @@ def state_of_chunk(
         image: What `get_image_features` made, perhaps repeated or sliced since; N rows in all.
         is_placeholder: bool[B, T], N of them True.
         input_ids: long[B, T], or None when the chunk came as embeddings.
+        tokens_per_image: Vision tokens V of one image; None: as many as the projector makes by itself.
         attentions: Filled with attention weights by the insertions when given.
 
     Returns:
         The state. An image is a run of consecutive steps in one row of the batch; at any resolution each of its views counts as one.
 
     Raises:
-        ValueError: The chunk cuts an image or its turn, and the method needs them whole.
+        ValueError: The chunk cuts an image or its turn, and the method needs them whole, or the images have more tokens.
     """
     rows, facts = (torch.cat(list(tensors)).to(is_placeholder.device) for tensors in image.deepstack_features)
     num_slots = (facts.shape[1] - len(FACTS)) // 2
     valid, place, numbers = facts.split([num_slots, num_slots, len(FACTS)], dim=1)
     step, view, index, count = numbers.unbind(1)
+    most = tokens_per_image or model.token_grid.num_cells
+    torch_compilable_check(
+        (count <= most).all(),
+        lambda: (
+            f"images of {int(count.max())} vision tokens, and tokens_per_image says {most}; give the number they were made with"
+        ),
+    )
     position = flat_positions(is_placeholder, len(rows))
     batch_row = position // is_placeholder.shape[1]
     starts = torch.ones_like(step, dtype=torch.bool)
@@ -146,7 +155,7 @@ def state_of_chunk(
         index=index,
         count=count,
         batch_row=row_of_image,
-        max_count=model.token_grid.num_cells,
+        max_count=most,
         attentions=attentions,
     )
     if model.refusion.needs_whole_images:

@@ -67,6 +67,23 @@ def _load_projector(model: VisionRememberForConditionalGeneration, folder: str) 
         raise ValueError(f"model.projector_weights {folder} does not fit this projector: {error}") from error
 
 
+@torch.no_grad()
+def check_rates(model: VisionRememberForConditionalGeneration, rates: Iterable[int]) -> None:
+    """Makes an image's vision tokens and memory at every rate of an elastic run, before the first step needs them.
+
+    Raises:
+        ValueError: projector or re-fusion cannot make that number of tokens.
+    """
+    config = model.config
+    shape = (len(model.encoder_level_indices), *config.pixel_shape[:-3], config.patch_grid.num_cells)
+    for rate in rates:
+        levels = torch.zeros(1, *shape, config.vision_config.hidden_size)
+        try:
+            model.get_image_features(encoder_levels=levels, tokens_per_image=rate)
+        except ValueError as error:
+            raise ValueError(f"training.tokens_per_image names {rate}: {error}") from None
+
+
 def freeze(model: VisionRememberForConditionalGeneration, training: TrainingSection) -> dict[str, dict[str, int]]:
     """Lets the named parts learn and freezes everything else.
 
