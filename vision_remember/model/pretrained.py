@@ -32,7 +32,7 @@ class VisionRememberPreTrainedModel(PreTrainedModel):
         Args:
             *args: As `transformers` takes them.
             output_loading_info: Also return what was found in the files.
-            quantization_config: Of `transformers`; the re-fusion, the projector and the head keep the dtype of the model (`quantization.py`).
+            quantization_config: Of `transformers`; re-fusion, projector and head keep the dtype of the model (`quantization.py`).
             **kwargs: As `transformers` takes them.
 
         Raises:
