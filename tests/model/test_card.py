@@ -33,7 +33,13 @@ def test_the_card_says_what_the_hub_and_people_ask(folder):
     assert card.data.library_name == "vision-remember"
     assert card.data.base_model == ["openai/clip-vit-large-patch14-336"]  # what travels in a package is no hub id
     assert {"remember", "avg_pool"} <= set(card.data.tags)
-    for said in ("# my-lab/my-model", "embedded/language_model", "4 vision tokens", '"layers": [-1, 1]', "48 x 48 pixels"):
+    for said in (
+        "# my-lab/my-model",
+        "embedded/language_model",
+        "4 vision tokens",
+        '"layers": [-1, 1]',
+        "48 x 48 pixels",
+    ):
         assert said in card.text
 
 

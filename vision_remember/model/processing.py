@@ -64,6 +64,7 @@ class VisionRememberProcessor(ProcessorMixin):
         self.num_image_tokens = num_image_tokens
         self.image_size = list(image_size)
         self.views = [list(view) for view in views]
+        tokenizer.padding_side = "left"  # not saved with a tokenizer, and a pipeline pads its batches by it
         self.image_token = IMAGE_TOKEN
         self.template = ChatTemplate(tokenizer, num_image_tokens)
         self.image_token_id = self.template.image_token_id
