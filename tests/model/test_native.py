@@ -140,7 +140,7 @@ def test_the_pipeline_answers_a_batch_as_it_answers_each(saved, processor):
     model, folder = saved
     processor.save_pretrained(folder)
     answer = pipeline("image-text-to-text", model=str(folder), device="cpu")
-    options = {"max_new_tokens": 5, "return_full_text": False, "generate_kwargs": {"do_sample": False}}
+    options = {"max_new_tokens": 5, "return_full_text": False}
     chats = [ask("What?", page(1)), ask("Which colour is the larger one?", page(2)), ask("", page(3))]
     together = answer(text=chats, batch_size=3, **options)
     for messages, said in zip(chats, together, strict=True):

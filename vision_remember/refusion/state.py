@@ -149,7 +149,7 @@ class Shortening:
         return x.new_zeros(len(x), length + 1, x.shape[2]).scatter(1, at, x)[:, :length]
 
 
-def _moved(state: RefusionState | Shortening, device: Any, non_blocking: bool) -> dict[str, Tensor]:
+def _moved(state: RefusionState | Shortening, device: Any, non_blocking: bool) -> dict[str, Any]:
     return {k: v.to(device, non_blocking=non_blocking) for k, v in vars(state).items() if isinstance(v, Tensor)}
 
 
