@@ -252,5 +252,11 @@ class Engine:
         return next((ids[: place + 1] for place, token in enumerate(ids) if token in self._end_ids), ids)
 
     def _text(self, ids: list[int]) -> str:
-        text = self.processor.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        # Tokenizers that fall back to bytes spoil whole characters beside an unfinished one, so its tokens are left out, at most three.
+        for count in range(len(ids), max(len(ids) - 4, -1), -1):
+            text = self.processor.tokenizer.decode(
+                ids[:count], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+            if not text.endswith(UNFINISHED):
+                return text
         return text.rstrip(UNFINISHED)

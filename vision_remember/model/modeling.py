@@ -22,6 +22,7 @@ from vision_remember.model.configuration import VisionRememberConfig
 from vision_remember.model.outputs import VisionRememberCausalLMOutput, VisionRememberImageFeatures
 from vision_remember.model.parts import Parts, split_parameters
 from vision_remember.model.pretrained import VisionRememberPreTrainedModel
+from vision_remember.model.refusals import check_assistant, check_padding
 from vision_remember.model.shortening import check_generation
 
 __all__ = ["VisionRememberForConditionalGeneration", "VisionRememberModel"]
@@ -80,6 +81,7 @@ class VisionRememberForConditionalGeneration(VisionRememberPreTrainedModel, Gene
 
     def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs) -> None:
         super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
+        check_assistant(generation_config, generation_mode_kwargs.get("assistant_model"))
         if self.model.refusion.drops_after is not None:
             check_generation(generation_mode, generation_config, self.config.refusion["type"])
 
@@ -87,6 +89,10 @@ class VisionRememberForConditionalGeneration(VisionRememberPreTrainedModel, Gene
         told = {key: value for key, value in model_kwargs.items() if key == "tokens_per_image"}
         # What encodes the images takes its arguments away, and the decoder must know this one, too.
         return {**super()._prepare_multimodal_encoder_kwargs_for_generation(model_kwargs), **told}
+
+    def _validate_model_kwargs(self, model_kwargs: dict) -> None:
+        super()._validate_model_kwargs(model_kwargs)
+        check_padding(model_kwargs.get("attention_mask"))
 
     def parts(self) -> Parts:
         """Named parameters by part: encoder, projector, refusion, language_model. Every parameter once, in exactly one part."""

@@ -74,6 +74,7 @@ class VisionRememberProcessor(ProcessorMixin):
         self.token_grid = token_grid
         self.keeps_template = keeps_template
         self.tokens_per_image = None  # see `at`
+        tokenizer.padding_side = "left"  # not saved with a tokenizer, and a pipeline pads its batches by it
         self.image_token = IMAGE_TOKEN
         self.tiling = Tiling(
             resolution=plugins.strict_config(Resolution, self.resolution, where="resolution"),
@@ -243,6 +244,7 @@ class VisionRememberProcessor(ProcessorMixin):
         return_dict=False,
         processor_kwargs=None,
         sanitize_control_tokens=True,
+        load_audio_from_video=False,
     ):
         """Encode one conversation or a batch of them (left-padded), as `transformers` calls it.
 
@@ -259,6 +261,7 @@ class VisionRememberProcessor(ProcessorMixin):
             return_dict: False returns `input_ids` alone.
             processor_kwargs: May hold `images` (as in `__call__`) and `padding=True`.
             sanitize_control_tokens: True; text is always ordinary text here.
+            load_audio_from_video: False; `transformers serve` says so with every request.
 
         Raises:
             ValueError: An option this template cannot honour.
@@ -267,6 +270,7 @@ class VisionRememberProcessor(ProcessorMixin):
         images = options.pop("images", None)
         _only_tensors(return_tensors, options.pop("padding", True))
         refused = {"chat_template": chat_template, "tools": tools, "documents": documents, **options}
+        refused["load_audio_from_video"] = load_audio_from_video or None
         if unusable := [name for name, value in refused.items() if value is not None]:
             raise ValueError(f"apply_chat_template cannot honour {', '.join(unusable)}: the template works on ids")
         if not sanitize_control_tokens:

@@ -184,7 +184,7 @@ def guiding_text(
     Raises:
         ValueError: The chunk does not hold the turn of an image from its opening to its end.
     """
-    if len(state.batch_row) == 0:
+    if len(state.position) == 0:
         return state.batch_row.new_zeros(0, num_positions, dtype=torch.bool)
     if input_ids is None:
         raise ValueError("guidance reads the user's turn from input_ids; pass ids instead of inputs_embeds")
@@ -203,9 +203,11 @@ def guiding_text(
     own_turn = turn[state.batch_row, first % input_ids.shape[1]]  # [I]
     in_turn = turn[state.batch_row] == own_turn[:, None]  # [I, T]
     is_whole = (own_turn > 0) & (in_turn & closes[state.batch_row]).any(1)
-    if not is_whole.all():
-        raise ValueError(
+    torch_compilable_check(
+        is_whole.all(),
+        lambda: (
             f"image {int((~is_whole).nonzero()[0])} of this chunk stands apart from the opening or the end of its user turn, "
             "and guidance reads the whole turn; prefill in larger chunks, or build the prompt with the processor"
-        )
+        ),
+    )
     return in_turn & is_text[state.batch_row]
