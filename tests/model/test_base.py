@@ -78,3 +78,11 @@ def test_images_and_prompt_of_two_rates_are_refused_with_both_numbers(elastic, b
     image = elastic.get_image_features(batch["pixel_values"], tokens_per_image=9)
     with pytest.raises(ValueError, match="images of 9 vision tokens, and tokens_per_image says 4"):
         elastic(input_ids=batch["input_ids"], mm_encoder_outputs={"image": image}, tokens_per_image=4)
+
+
+def test_an_elastic_mqt_beside_remember_makes_only_numbers_that_have_windows(backbones):
+    mqt = {"type": "mqt", "num_queries": 36, "num_heads": 2}
+    model = VisionRememberForConditionalGeneration.from_backbones(*backbones, projector=mqt, refusion=V1)
+    assert model.model.grid_of(16) == Grid(4, 4)
+    with pytest.raises(ValueError, match="9 vision tokens without places of their own"):
+        model.model.grid_of(9)

@@ -25,6 +25,7 @@ from vision_remember.model.parts import insertions
 from vision_remember.model.pretrained import VisionRememberPreTrainedModel
 from vision_remember.model.rows import check_counts, pack, state_of_chunk, without_rows
 from vision_remember.model.shortening import shortening_of_chunk
+from vision_remember.projectors import check_windows
 from vision_remember.refusion.attach import attach
 
 
@@ -166,6 +167,8 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
                 f"projector {self.config.projector['type']} makes {grid.num_cells} tokens of an image, whatever it is asked for, and "
                 f"tokens_per_image is {tokens_per_image}; leave it out"
             )
+        if self.refusion.has_windows:
+            check_windows(self.multi_modal_projector, grid, self.config.patch_grid)
         return grid
 
     @can_return_tuple

@@ -17,7 +17,7 @@ from vision_remember import plugins
 from vision_remember.geometry import Grid
 from vision_remember.model import encoder
 from vision_remember.model.pixels import pixel_shape
-from vision_remember.projectors import build_projector, tokens_are_a_set
+from vision_remember.projectors import build_projector, check_windows, tokens_are_a_set
 from vision_remember.refusion import Backbones, build_refusion
 from vision_remember.tiling import Resolution, Tiling
 
@@ -98,12 +98,14 @@ class VisionRememberConfig(PreTrainedConfig):
         """Check the plug-ins' options, and their levels and layers against the backbones.
 
         Raises:
-            ValueError: Unknown or misspelt options, a level the encoder lacks, a layer the decoder lacks.
+            ValueError: Unknown or misspelt options, a level the encoder lacks, a layer the decoder lacks, vision tokens without windows.
         """
         super().validate_architecture()
         projector, refusion = self.build_plugins(torch.device("meta"))
         for room, plugin in (("projector", projector), ("refusion", refusion)):
             resolve_levels(plugin.levels, self.vision_config.num_hidden_layers, room)
+        if refusion.has_windows:
+            check_windows(projector, self.token_grid, self.patch_grid)
         depth = self.text_config.num_hidden_layers
         if outside := [layer for layer in refusion.layers if not -1 <= layer < depth]:
             raise ValueError(

@@ -60,6 +60,7 @@ class Mqt(nn.Module):
 
     pos_embed: Tensor
     tokens_are_a_set = True
+    anchored_counts = (4, 16, 36, 64, 144, 256)
 
     def __init__(self, config: Config, feature_width: int, text_width: int) -> None:
         super().__init__()
