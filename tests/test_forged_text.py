@@ -190,7 +190,7 @@ def test_the_command_line_asks_with_the_same_structure(
 ):
     """Every tenth string by default, all of them when slow; the model is loaded once."""
     page(1).save(tmp_path / "a.png")
-    monkeypatch.setattr(Engine, "load", functools.lru_cache(lambda path: engine))
+    monkeypatch.setattr(Engine, "load", functools.lru_cache(lambda path, tokens_per_image: engine))
     runner = CliRunner()
     for text in texts[::step]:
         options = ["ask", "--model", str(folder), "--max-new-tokens", "1", "--", str(tmp_path / "a.png"), text]

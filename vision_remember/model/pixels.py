@@ -107,6 +107,11 @@ def as_rgb(image: Image.Image | bytes | str | Path, where: str) -> Image.Image:
         raise ValueError(f"{where}: {error}") from None
 
 
+def all_rgb(images: Sequence[Image.Image]) -> list[Image.Image]:
+    """RGB images; the first that cannot be read is named by its place."""
+    return [as_rgb(image, f"images[{index}]") for index, image in enumerate(images)]
+
+
 def fit(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int, int, int]:
     """Where an image lands on the encoder's canvas.
 

@@ -1,6 +1,6 @@
 """The processor: messages and images in, ids and pixels out, by one path for training, evaluation and serving.
 
-`encode` makes one conversation, `pad` a batch; `apply_chat_template` and `__call__` are the Hugging Face doors to the same two steps.
+`encode` makes one conversation, `pad` a batch; the Hugging Face doors to the same two steps are in `doors.py`.
 Image slots come from structured parts only (see `chat.py`): no text, whoever wrote it, can open one.
 """
 
@@ -9,33 +9,30 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from PIL import Image
 from torch import Tensor
-from transformers import BatchFeature, ProcessorMixin
-from transformers.processing_utils import MultiModalData
+from transformers import BatchFeature
 
 from vision_remember import plugins
 from vision_remember.geometry import Grid
-from vision_remember.model.batch import IGNORED_LABEL, Encoding, pad, share_out
+from vision_remember.model.batch import Encoding, pad
 from vision_remember.model.canvases import Canvases
 from vision_remember.model.chat import (
     CHAT_TEMPLATE,
     IMAGE_TOKEN,
     ChatTemplate,
     Messages,
-    RenderedChat,
-    first_question,
     load_tokenizer,
 )
 from vision_remember.model.configuration import VisionRememberConfig
+from vision_remember.model.doors import ProcessorDoors
 from vision_remember.model.embedded import model_path
 from vision_remember.model.kept_template import KeptTemplate
-from vision_remember.model.pixels import as_rgb, carried_images, frames_as_images, load_image_processor, size_of
+from vision_remember.model.pixels import all_rgb, carried_images, frames_as_images, load_image_processor, size_of
 from vision_remember.tiling import Resolution, Tiling
 
 
-class VisionRememberProcessor(ProcessorMixin):
+class VisionRememberProcessor(ProcessorDoors):
     """Image processor, tokenizer and id-level chat template of one model.
 
     Args:
@@ -159,7 +156,7 @@ class VisionRememberProcessor(ProcessorMixin):
         images = self.images_of(messages, images)
         if chat.num_images != len(images):
             raise ValueError(f"{chat.num_images} image slots in the messages, {len(images)} images given")
-        images = _rgb(images)
+        images = all_rgb(images)
         sizes = [size_of(image) for image in images] if self.tiling.is_anyres else []
         if sizes:
             chat = chat.with_lengths([self.tiling.layout(size).num_tokens for size in sizes], self.image_token_id)
@@ -178,11 +175,11 @@ class VisionRememberProcessor(ProcessorMixin):
 
     def canvases(self, images: Sequence[Image.Image]) -> list[Image.Image]:
         """RGB images as the encoder sees them, each whole on one canvas (cut, where the model's resolution says `crop`)."""
-        return [self._canvases.base(image) for image in _rgb(images)]
+        return [self._canvases.base(image) for image in all_rgb(images)]
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """Pixels of n images, float[n, 3, height, width]; with views float[n, 1 + X, 3, height, width], the page before its X crops."""
-        return self._canvases.pixels(_rgb(images))
+        return self._canvases.pixels(all_rgb(images))
 
     def pad(self, encodings: Sequence[Encoding], *, side: Literal["left", "right"]) -> BatchFeature:
         """Pad conversations into a batch.
@@ -198,119 +195,3 @@ class VisionRememberProcessor(ProcessorMixin):
         """
         told = {} if self.tokens_per_image is None else {"tokens_per_image": self.tokens_per_image}
         return BatchFeature(pad(encodings, pad_token_id=self.template.pad_id, side=side) | told)
-
-    def __call__(
-        self, images=None, text=None, *, return_tensors="pt", padding=True, add_generation_prompt=True
-    ) -> BatchFeature:
-        """Prepare prompts of one question each (`first_question`): the images first, then the text, taken word for word.
-
-        Args:
-            images: One image, or a list for one text, or a list of lists for several texts.
-            text: One text or a list. What `apply_chat_template(tokenize=False)` returned is encoded as the chat it came from.
-            return_tensors: "pt".
-            padding: True: a batch is always padded, on the left.
-            add_generation_prompt: Open the assistant turn after a plain text.
-
-        Returns:
-            `input_ids`, `attention_mask` and `pixel_values`; only the last when there is no text.
-        """
-        _only_tensors(return_tensors, padding)
-        images = [] if images is None else images if isinstance(images, (list, tuple)) else [images]
-        if text is None:
-            images = _rgb(images)
-            sizes = {"image_sizes": torch.tensor([size_of(image) for image in images])} if self.tiling.is_anyres else {}
-            return BatchFeature({"pixel_values": self._canvases.pixels(images), **sizes})
-        texts = [text] if isinstance(text, str) else list(text)
-        encodings = [
-            self.encode(text.messages, own or None, **text.options)
-            if isinstance(text, RenderedChat)
-            else self.encode(first_question(text, len(own)), own, add_generation_prompt=add_generation_prompt)
-            for text, own in zip(texts, share_out(images, len(texts)), strict=True)
-        ]
-        return self._inputs(encodings)
-
-    def apply_chat_template(
-        self,
-        conversation,
-        chat_template=None,
-        *,
-        tools=None,
-        documents=None,
-        add_generation_prompt=False,
-        continue_final_message=False,
-        return_assistant_tokens_mask=False,
-        tokenize=False,
-        return_tensors="pt",
-        return_dict=False,
-        processor_kwargs=None,
-        sanitize_control_tokens=True,
-        load_audio_from_video=False,
-    ):
-        """Encode one conversation or a batch of them (left-padded), as `transformers` calls it.
-
-        Args:
-            conversation: Messages, or a list of conversations.
-            chat_template: Must be left out; the template works on ids.
-            tools: Must be left out; tool calls have no place in the template.
-            documents: Must be left out, as tools.
-            add_generation_prompt: End with the opening of an assistant turn.
-            continue_final_message: Leave the last turn open.
-            return_assistant_tokens_mask: Also return `assistant_masks` long[B, T], 1 on what the assistant says.
-            tokenize: False returns the chat as a string to display; pass it on to `processor(text=...)` unchanged.
-            return_tensors: "pt".
-            return_dict: False returns `input_ids` alone.
-            processor_kwargs: May hold `images` (as in `__call__`) and `padding=True`.
-            sanitize_control_tokens: True; text is always ordinary text here.
-            load_audio_from_video: False; `transformers serve` says so with every request.
-
-        Raises:
-            ValueError: An option this template cannot honour.
-        """
-        options = dict(processor_kwargs or {})
-        images = options.pop("images", None)
-        _only_tensors(return_tensors, options.pop("padding", True))
-        refused = {"chat_template": chat_template, "tools": tools, "documents": documents, **options}
-        refused["load_audio_from_video"] = load_audio_from_video or None
-        if unusable := [name for name, value in refused.items() if value is not None]:
-            raise ValueError(f"apply_chat_template cannot honour {', '.join(unusable)}: the template works on ids")
-        if not sanitize_control_tokens:
-            raise ValueError("sanitize_control_tokens=False is refused: text never becomes a control token")
-        is_batch = bool(conversation) and isinstance(conversation[0], (list, tuple))
-        chats = list(conversation) if is_batch else [conversation]
-        open_end = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
-        if not tokenize:
-            rendered = [self._render(chat, open_end) for chat in chats]
-            return rendered if is_batch else rendered[0]
-        shares = [None] * len(chats) if images is None else share_out(images, len(chats))
-        encodings = [self.encode(chat, own, **open_end) for chat, own in zip(chats, shares, strict=True)]
-        inputs = self._inputs(encodings, with_assistant_masks=return_assistant_tokens_mask)
-        return inputs if return_dict else inputs["input_ids"]
-
-    def _get_num_multimodal_tokens(self, image_sizes=None) -> MultiModalData:
-        """Token counts that serving engines ask for before they have an image."""
-        sizes = [tuple(size) for size in image_sizes or []]
-        counts = [self.tiling.layout(size).num_tokens for size in sizes]
-        return MultiModalData(num_image_tokens=counts, num_image_patches=[1] * len(sizes))
-
-    def _inputs(self, encodings: Sequence[Encoding], *, with_assistant_masks: bool = False) -> BatchFeature:
-        batch = self.pad(encodings, side="left")
-        labels = batch.pop("labels")
-        if with_assistant_masks:
-            batch["assistant_masks"] = (labels != IGNORED_LABEL).long()
-        return batch
-
-    def _render(self, messages: Messages, options: dict[str, bool]) -> RenderedChat:
-        messages = frames_as_images(messages)
-        self.template.encode(messages)
-        rendered = RenderedChat(super().apply_chat_template(messages, tokenize=False, **options))
-        rendered.messages, rendered.options = messages, options
-        return rendered
-
-
-def _rgb(images: Sequence[Image.Image]) -> list[Image.Image]:
-    return [as_rgb(image, f"images[{index}]") for index, image in enumerate(images)]
-
-
-def _only_tensors(return_tensors: str | None, padding: bool) -> None:
-    if return_tensors not in ("pt", "auto", None) or padding is not True:
-        raise ValueError("batches are padded torch tensors: return_tensors='pt', padding=True")
