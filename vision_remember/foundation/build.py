@@ -14,7 +14,7 @@ from vision_remember.training.trainer import train
 
 RECIPES = Path("recipes") / "tiny"
 MLP, AVG_POOL = {"type": "mlp"}, {"type": "avg_pool", "scale": 3}
-# The rows of the demo, aligned on the same pages in the same order for as many steps.
+# The rows of the demo, aligned on the same pages in the same order for as many steps: first reading, then questions.
 ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "align_mlp": (MLP, {"type": "none"}),
     "align_avg_pool": (AVG_POOL, {"type": "none"}),
@@ -47,17 +47,23 @@ def build(out: Path, *, seed: int = 0) -> Path:
         if not (weights / f"projector_{projector['type']}").exists():
             pretrain_projector(weights, seed, projector)
     for name, (projector, refusion) in ROWS.items():
+        parts = {"projector": projector, "refusion": refusion}
         start = {"vision": weights / "encoder", "text": weights / "language_model"}
         start["projector_weights"] = weights / f"projector_{projector['type']}"
-        _stage(name, out, "align.yaml", {**start, "projector": projector, "refusion": refusion})
-    _stage("llava_vr_tiny", out, "llava_vr_tiny.yaml", {"checkpoint": weights / "align_remember"})
+        reads = _stage(out / name, "align.yaml", {**start, **parts})
+        asks = _stage(out / f"{name}_questions", "align_questions.yaml", {"checkpoint": reads, **parts})
+        _keep(asks, weights / name)
+    trained = _stage(out / "llava_vr_tiny", "llava_vr_tiny.yaml", {"checkpoint": weights / "align_remember"})
+    _keep(trained, weights / "llava_vr_tiny")
     return weights
 
 
-def _stage(name: str, out: Path, recipe: str, model: dict[str, Any]) -> None:
-    """Trains `out/NAME` and copies its model to `out/weights/NAME`."""
-    if (out / "weights" / name).exists():
-        return
+def _stage(folder: Path, recipe: str, model: dict[str, Any]) -> Path:
+    """Trains a recipe in `folder`, or what is left of it, and returns the folder of the model."""
     overrides = [f"model.{key}={value}" for key, value in model.items()]
-    trained = train(load_recipe(RECIPES / recipe, overrides), output_dir=out / name, resume=(out / name).exists())
-    shutil.copytree(trained, out / "weights" / name)
+    return train(load_recipe(RECIPES / recipe, overrides), output_dir=folder, resume=folder.exists())
+
+
+def _keep(model: Path, folder: Path) -> None:
+    if not folder.exists():
+        shutil.copytree(model, folder)
