@@ -373,3 +373,13 @@ def test_a_patch_size_given_as_two_numbers_is_read_as_one(build, processor):
         expected = model(**inputs).logits
         model.config.vision_config.patch_size = [model.config.vision_config.patch_size] * 2
         assert torch.equal(model(**inputs).logits, expected)
+
+
+@pytest.mark.parametrize("refusion", [V1, V2], ids=["v1", "v2"])
+def test_a_prefill_compiled_in_pieces_changes_no_bit(build, processor, refusion):
+    """In one graph it cannot: how many views there are is read from the sizes."""
+    model, inputs = stir(build(refusion)), processor.apply_chat_template(ask("Total?", page(1)), **PROMPT)
+    torch._dynamo.reset()
+    with torch.inference_mode():
+        expected = model(**inputs).logits
+        assert torch.equal(torch.compile(model.forward, backend="eager")(**inputs).logits, expected)

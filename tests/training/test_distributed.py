@@ -162,7 +162,7 @@ def test_two_processes_take_the_steps_of_one(make_recipe, launch, tmp_path, accu
 
 
 def test_a_signal_to_one_process_stops_all_and_the_run_goes_on_to_the_same_end(make_recipe, launch, tmp_path):
-    recipe = make_recipe("training.steps=80", "training.batch_size=1", "training.save_every=0")
+    recipe = make_recipe("training.steps=40", "training.batch_size=1", "training.save_every=0")
     assert finish(launch(recipe, tmp_path / "whole", 2)) == [0, 0]
     stopped = tmp_path / "stopped"
     ranks = launch(recipe, stopped, 2)
@@ -170,7 +170,7 @@ def test_a_signal_to_one_process_stops_all_and_the_run_goes_on_to_the_same_end(m
     os.kill(ranks[1].pid, signal.SIGTERM)
     assert finish(ranks) == [143, 143]
     done = len(metrics(stopped))
-    assert 2 <= done < 80 and [path.name for path in (stopped / "checkpoints").glob("step-*")] == [f"step-{done}"]
+    assert 2 <= done < 40 and [path.name for path in (stopped / "checkpoints").glob("step-*")] == [f"step-{done}"]
     assert sorted(path.name for path in stopped.glob("checkpoints/*/rng*")) == ["rng-1.json", "rng.json"]
     assert finish(launch(recipe, stopped, 2, resume=True)) == [0, 0]
     assert metrics(stopped) == metrics(tmp_path / "whole")

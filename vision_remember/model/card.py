@@ -25,7 +25,7 @@ $metadata
 
 # $model_id
 
-A vision-language model with a short prompt: $vision_name sees, `$projector` compresses an image of $height x $width pixels to
+A vision-language model with a short prompt: $vision_name sees, `$projector` compresses $seen of $height x $width pixels to
 $num_tokens vision tokens, $text_name answers, and between its layers `$refusion` $acts.
 
 | | |
@@ -93,6 +93,7 @@ def write_card(folder: str | Path, *, model_id: str, licence: str) -> Path:
         text_name=text_name,
         height=height,
         width=width,
+        seen="every tile of an image" if config.tiling.is_anyres else "an image",
         num_tokens=config.token_grid.num_cells,
         projector=config.projector["type"],
         refusion=config.refusion["type"],
