@@ -375,7 +375,7 @@ def test_a_patch_size_given_as_two_numbers_is_read_as_one(build, processor):
         assert torch.equal(model(**inputs).logits, expected)
 
 
-@pytest.mark.parametrize("refusion", [V1, V2], ids=["v1", "v2"])
+@pytest.mark.parametrize("refusion", [pytest.param(V1, marks=pytest.mark.slow, id="v1"), pytest.param(V2, id="v2")])
 def test_a_prefill_compiled_in_pieces_changes_no_bit(build, processor, refusion):
     """In one graph it cannot: how many views there are is read from the sizes."""
     model, inputs = stir(build(refusion)), processor.apply_chat_template(ask("Total?", page(1)), **PROMPT)
