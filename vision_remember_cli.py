@@ -1,28 +1,16 @@
-"""The console script `vision-remember`: what can be typed, and what a shell gets back.
+"""The console script `vision-remember`: what can be typed. What each verb does is in `vision_remember/cli.py`.
 
 It lives beside the package because importing the package takes seconds (torch, transformers) and `--help` must not: the package is
-imported inside `run`, once a command line is known to be right. What each verb does is in `vision_remember/cli.py`.
-
-The promise to a shell: the result on stdout (`--json`: exactly one object) and everything else on stderr; exit status 0 done, 1 failed,
-2 wrong usage, 130 interrupted; a user's mistake gets one clear line, never a traceback.
+imported inside `run`, once a command line is known to be right. What a shell gets back is in `vision_remember_shell.py`.
 """
 
-import contextlib
-import json
-import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from types import ModuleType
+from vision_remember_shell import open_closed_streams, run
 
-    from vision_remember.cli import Report
-
-DONE, FAILED, INTERRUPTED = 0, 1, 130
 TINY = "embedded/llava_vr_tiny"
 
 app = typer.Typer(
@@ -37,6 +25,8 @@ data = typer.Typer(no_args_is_help=True, help="Make, look at and check data sets
 foundation = typer.Typer(no_args_is_help=True, help="The tiny encoder and language model that ship with the package.")
 app.add_typer(data, name="data")
 app.add_typer(foundation, name="foundation")
+bench = typer.Typer(no_args_is_help=True, help="Measure what the methods cost on this machine.")
+app.add_typer(bench, name="bench")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 Model = Annotated[str, typer.Option("--model", help="Model folder, hub id, or embedded/NAME for a shipped one.")]
@@ -46,6 +36,7 @@ Overrides = Annotated[
 Recipe = Annotated[
     str, typer.Argument(metavar="RECIPE", help="Recipe file, or the name of a shipped one, as tiny/demo.yaml.")
 ]
+Tokens = Annotated[int | None, typer.Option(help="Vision tokens an image.", show_default="as many as the model makes")]
 Split = Annotated[str, typer.Option(help="train, test (unseen content) or shift (unseen fonts and sizes).")]
 Families = Annotated[
     list[str] | None, typer.Option("--family", help="Document family; repeat for several.", show_default="all of them")
@@ -54,45 +45,8 @@ Families = Annotated[
 
 def main() -> None:
     """Run the command line of this process and exit with its status."""
-    _open_closed_streams()
+    open_closed_streams()
     app()
-
-
-def run(verb: Callable[["ModuleType"], "Report"], as_json: bool) -> None:
-    """Import the package, run one verb, print its report and turn errors into an exit status.
-
-    Args:
-        verb: receives the module `vision_remember.cli` and returns the report.
-        as_json: print the report's data as JSON instead of its text.
-
-    Raises:
-        typer.Exit: with the status, unless it is 0.
-    """
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            from vision_remember import cli
-
-            report = verb(cli)
-        status, text, content = (DONE if report.succeeded else FAILED), report.text, report.data
-    except BrokenPipeError:
-        raise
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
-    except (ValueError, OSError) as error:
-        if "VISION_REMEMBER_TRACEBACK" in os.environ:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        status, text, content = FAILED, None, {"error": str(error)}
-    if as_json:
-        print(json.dumps(content, allow_nan=False), flush=True)
-    elif text is not None:
-        print(text, flush=True)
-    if status:
-        raise typer.Exit(status)
 
 
 @app.command()
@@ -116,10 +70,12 @@ def ask(
             metavar="OUT.png", help="Draw where the vision tokens looked when they remembered.", show_default=False
         ),
     ] = None,
+    tokens: Tokens = None,
     as_json: Json = False,
 ) -> None:
     """Answer a question about an image."""
-    run(lambda cli: cli.ask(image, question, model=model, max_new_tokens=max_new_tokens, explain=explain), as_json)
+    how = {"model": model, "max_new_tokens": max_new_tokens, "explain": explain, "tokens": tokens}
+    run(lambda cli: cli.ask(image, question, **how), as_json)
 
 
 @app.command()
@@ -130,10 +86,30 @@ def train(
         Path | None, typer.Option(help="Folder of the run.", show_default="the recipe's output_dir, or runs/NAME")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest complete checkpoint.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count the run from shapes alone; start nothing.")] = False,
+    gpus: Annotated[int, typer.Option(min=1, help="Of a dry run: GPUs that share a step.")] = 1,
+    gpu_memory: Annotated[str | None, typer.Option(help="Of a dry run: refuse what does not fit, as 80GiB.")] = None,
     as_json: Json = False,
 ) -> None:
     """Train the model a recipe describes."""
+    if dry_run:
+        return run(lambda cli: cli.dry_run(recipe, overrides or [], gpus=gpus, gpu_memory=gpu_memory), as_json)
     run(lambda cli: cli.train(recipe, overrides or [], resume=resume, out=out), as_json)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of a LLaVA checkpoint.", show_default=False)],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="Folder for the model.", show_default=False)],
+    refusion: Annotated[
+        str, typer.Option(help="Method to add, fresh: a name, or {type: NAME, option: value}.")
+    ] = "none",
+    vision: Annotated[str | None, typer.Option(help="Encoder beside a bare mm_projector.", show_default=False)] = None,
+    text: Annotated[str | None, typer.Option(help="Language model beside it.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """Turn a LLaVA-1.5 or LLaVA-NeXT checkpoint into a model of this package."""
+    run(lambda cli: cli.convert(source, target, refusion=refusion, vision=vision, text=text), as_json)
 
 
 @app.command()
@@ -155,13 +131,14 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Folder for every answer and the scores.", show_default=False)
     ] = None,
+    tokens: Tokens = None,
     as_json: Json = False,
 ) -> None:
     """Score a model on a task, or on every task of a suite, per family with 95 % intervals.
 
     Options of synthetic_documents: count=1000 split=test seed=0 families=[table,form] questions=1; of a benchmark: path=FOLDER limit=100.
     """
-    run(lambda cli: cli.evaluate(model, task, suite, options or [], out), as_json)
+    run(lambda cli: cli.evaluate(model, task, suite, options or [], out, tokens), as_json)
 
 
 @app.command("paper-table")
@@ -256,6 +233,16 @@ def build(
     run(lambda cli: cli.foundation_build(out), as_json)
 
 
+@bench.command()
+def prefill(
+    rounds: Annotated[int, typer.Option(min=2, help="Measured pairs.")] = 21,
+    tiny: Annotated[bool, typer.Option("--tiny", help="A model of toy size, to try the command.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Time three insertions of remember against none, in turns: CLIP-L and a 0.5 B LLM, 144 vision tokens, random weights."""
+    run(lambda cli: cli.bench_prefill(tiny=tiny, rounds=rounds), as_json)
+
+
 def _seeds(text: str) -> tuple[int, ...]:
     try:
         seeds = tuple(int(part) for part in text.split(","))
@@ -266,13 +253,6 @@ def _seeds(text: str) -> tuple[int, ...]:
     if len(set(seeds)) < len(seeds):
         raise typer.BadParameter(f"{text!r} names a seed twice", param_hint="--seeds")
     return seeds
-
-
-def _open_closed_streams() -> None:
-    """Point closed standard streams at the null device, so that no file opened later takes their place."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - lives as long as the process
 
 
 if __name__ == "__main__":

@@ -15,13 +15,14 @@ from typer.testing import CliRunner, Result
 
 import vision_remember_cli as front
 from tests.evaluation import copies
+from tests.llava import save_llava
 from tests.tiny import save_encoder, save_language_model
 from vision_remember import VisionRememberForConditionalGeneration, VisionRememberProcessor, cli
 
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = [
-    *("demo", "ask", "train", "evaluate", "compare", "list", "data", "data make", "data show", "data check"),
-    *("paper-table", "foundation", "foundation build"),
+    *("demo", "ask", "train", "convert", "evaluate", "compare", "list", "data", "data make", "data show", "data check"),
+    *("paper-table", "foundation", "foundation build", "bench", "bench prefill"),
 ]
 # The front end in a process of its own, over a package whose `list` does what the test says: importing the real one takes seconds.
 STAND_IN = """
@@ -135,6 +136,23 @@ def test_ask_explain_draws_where_it_looked(model: Path, page: Path, tmp_path: Pa
         assert drawn.format == "PNG"
 
 
+def test_ask_and_evaluate_take_another_number_of_vision_tokens(model: Path, page: Path) -> None:
+    told = [
+        parsed(run("ask", page, "What?", "--model", model, "--max-new-tokens", 2, *tokens, "--json"))["prompt_tokens"]
+        for tokens in ((), ("--tokens", 4), ("--tokens", 1))
+    ]
+    assert told[1] - told[2] == 3
+    scored = run("evaluate", "count=2", "--model", model, "--tokens", 1, "--json")
+    assert parsed(scored)["architecture"]["tokens"] == 1
+    refused = run("ask", page, "What?", "--model", model, "--tokens", 49)
+    assert refused.exit_code == 1 and "49" not in refused.stdout and "7x7 tokens" in refused.stderr
+
+
+def test_bench_prefill_runs_at_toy_size() -> None:
+    found = parsed(run("bench", "prefill", "--tiny", "--rounds", 2, "--json"))
+    assert found["size"] == "tiny" and found["bars"] == {"prefill_ratio": 1.05, "decode_ratio": 0.99}
+
+
 def test_evaluate_scores_a_task(model: Path, tmp_path: Path) -> None:
     options = ("count=2", "families=[form]", "questions=1", "--model", model, "--out", tmp_path / "scores")
     content = parsed(run("evaluate", *options, "--json"))
@@ -245,3 +263,17 @@ def test_evaluate_scores_a_suite_and_paper_table_lays_it_beside_published_figure
     assert "accuracy" in run("evaluate", "--task", "gqa", path, "--model", model).stdout
     both = run(*suite, "--task", "gqa")
     assert both.exit_code == 1 and "give one of them" in both.stderr
+
+
+def test_convert_makes_a_folder_that_can_be_asked_and_never_overwrites_one(page: Path, tmp_path: Path) -> None:
+    source, target = save_llava(tmp_path / "llava", "llava_next", "clip", "mistral"), tmp_path / "converted"
+    result = run("convert", source, target, "--refusion", "{type: remember, layers: [0]}", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["refusion"] == {"type": "remember", "layers": [0]} and found["resolution"]["mode"] == "anyres"
+    answered = run("ask", page, "What?", "--model", target, "--max-new-tokens", 3, "--json")
+    assert json.loads(answered.stdout)["new_tokens"] <= 3
+    again = run("convert", source, target)
+    assert again.exit_code == 1 and "is not an empty folder" in again.stderr
+    refused = run("convert", source, tmp_path / "other", "--refusion", "rember")
+    assert refused.exit_code == 1 and "did you mean 'remember'" in refused.stderr

@@ -52,10 +52,16 @@ def save_encoder(folder: Path, kind: str = "clip", *, num_layers: int = 4, seed:
 
 
 def save_language_model(
-    folder: Path, kind: str = "qwen2", *, num_layers: int = 4, tied: bool = True, seed: int = 0
+    folder: Path,
+    kind: str = "qwen2",
+    *,
+    num_layers: int = 4,
+    tied: bool = True,
+    seed: int = 0,
+    tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> Path:
     """Save a random Qwen2 or Llama with grouped key/value heads, and its tokenizer, into `folder`."""
-    tokenizer = build_tokenizer()
+    tokenizer = tokenizer or build_tokenizer()
     torch.manual_seed(seed)
     shape = {
         "vocab_size": len(tokenizer),
@@ -68,7 +74,7 @@ def save_language_model(
         "initializer_range": 0.2,  # wide enough that greedy choices are not near-ties
         "tie_word_embeddings": tied,
         "bos_token_id": None,
-        "eos_token_id": tokenizer.convert_tokens_to_ids("<|endoftext|>"),
+        "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
     model_class, config_class = {"qwen2": (Qwen2ForCausalLM, Qwen2Config), "llama": (LlamaForCausalLM, LlamaConfig)}[

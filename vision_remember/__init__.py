@@ -10,6 +10,7 @@ from vision_remember.model import (
     VisionRememberModel,
     VisionRememberProcessor,
 )
+from vision_remember.model.attached import attach
 from vision_remember.model.engine import Engine
 from vision_remember.projectors import build_projector
 
@@ -23,5 +24,6 @@ __all__ = [
     "VisionRememberModel",
     "VisionRememberProcessor",
     "__version__",
+    "attach",
     "build_projector",
 ]

@@ -4,35 +4,22 @@ A verb returns a `Report` and prints nothing but progress, to stderr. Rooms are 
 wait for the trainer.
 """
 
-import io
-import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console, RenderableType
+from rich.console import Console
+
+from vision_remember.cli_data import data_check as data_check
+from vision_remember.cli_data import data_make as data_make
+from vision_remember.cli_data import data_show as data_show
+from vision_remember.cli_report import Report, rendered
 
 HERE = Path(__file__).parent
 RECIPES = (HERE / "recipes", HERE.parent / "recipes")  # installed, and in a checkout
 SHIPPED = "embedded/llava_vr_tiny"
 DEMO_PAGE = ("table", "test", 0, 0)  # family, split, seed, index
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """The outcome of a verb, for people and for programs.
-
-    Attributes:
-        text: for people.
-        data: for `--json`.
-        succeeded: False gives exit status 1.
-    """
-
-    text: str
-    data: dict[str, Any] = field(default_factory=dict)
-    succeeded: bool = True
 
 
 def demo(out: Path) -> Report:
@@ -55,8 +42,16 @@ def demo(out: Path) -> Report:
     return Report(text=compared.text, data={"asked": {**answered.data, "expected": asked.answer}, **compared.data})
 
 
-def ask(image: Path, question: str, *, model: str, max_new_tokens: int = 64, explain: Path | None = None) -> Report:
-    """Answer a question about an image; with `explain`, also draw where the vision tokens looked."""
+def ask(
+    image: Path,
+    question: str,
+    *,
+    model: str,
+    max_new_tokens: int = 64,
+    explain: Path | None = None,
+    tokens: int | None = None,
+) -> Report:
+    """Answer a question about an image, read in so many vision tokens; with `explain`, also draw where they looked."""
     from vision_remember.data.images import decode_image
     from vision_remember.model.chat import first_question
     from vision_remember.model.engine import Engine, Request
@@ -64,7 +59,7 @@ def ask(image: Path, question: str, *, model: str, max_new_tokens: int = 64, exp
     if explain is not None and (explain.suffix.lower() != ".png" or not explain.parent.is_dir()):
         raise ValueError(f"--explain {explain}: name a .png file in a folder that exists")
     request = Request(first_question(question, num_images=1), [decode_image(image)])
-    engine = Engine.load(model_folder(model))
+    engine = Engine.load(model_folder(model), tokens_per_image=tokens)
     if explain is None:
         [answer] = engine.answer([request], max_new_tokens=max_new_tokens)
     else:
@@ -96,10 +91,58 @@ def train(recipe: str, overrides: Sequence[str], *, resume: bool, out: Path | No
 
     plan = training.load_recipe(recipe_file(recipe), overrides)
     folder = training.train(plan, resume=resume, output_dir=out or plan.output_dir or Path("runs") / plan.name)
+    if training.distributed.rank() != 0:
+        raise SystemExit(0)  # of several processes, the first one reports
     return Report(text=f"trained model: {folder}", data={"model": str(folder)})
 
 
-def evaluate(model: str, task: str | None, suite: str | None, options: Sequence[str], out: Path | None) -> Report:
+def convert(source: Path, target: Path, *, refusion: str, vision: str | None, text: str | None) -> Report:
+    """Turn a LLaVA checkpoint into a model folder."""
+    from vision_remember.model.conversion import convert as convert_llava
+
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} exists and is not an empty folder; name a new one")
+    options = yaml.safe_load(refusion)
+    options = {"type": options} if isinstance(options, str) else options
+    model, processor = convert_llava(source, refusion=options, vision=vision, text=text)
+    model.save_pretrained(target)
+    processor.save_pretrained(target)
+    config = model.config
+    data = {
+        "model": str(target),
+        "projector": config.projector,
+        "refusion": config.refusion,
+        "resolution": config.resolution,
+    }
+    return Report(
+        text=f"converted model: {target} (refusion {config.refusion['type']}, {config.resolution['mode']})", data=data
+    )
+
+
+def dry_run(recipe: str, overrides: Sequence[str], *, gpus: int = 1, gpu_memory: str | None = None) -> Report:
+    """Describe the run of a recipe from the shapes of its model, and refuse it where it cannot fit."""
+    from vision_remember import cli_dry_run
+
+    lines, found = cli_dry_run.describe(recipe_file(recipe), overrides, gpus=gpus, gpu_memory=gpu_memory)
+    return Report(text="\n".join(lines), data=found)
+
+
+def bench_prefill(*, tiny: bool, rounds: int) -> Report:
+    """Time a model that remembers against the same model without: prefill and decode."""
+    from vision_remember.bench import prefill
+
+    found = prefill.measure(prefill.TINY if tiny else prefill.LARGEST, rounds=rounds)
+    return Report(text="\n".join(prefill.text_lines(found)), data=found)
+
+
+def evaluate(
+    model: str,
+    task: str | None,
+    suite: str | None,
+    options: Sequence[str],
+    out: Path | None,
+    tokens: int | None = None,
+) -> Report:
     """Score a model on a task, or on every task of a suite."""
     from vision_remember import evaluation
     from vision_remember.evaluation.suite import evaluate_suite, summary
@@ -109,12 +152,14 @@ def evaluate(model: str, task: str | None, suite: str | None, options: Sequence[
     console = Console(stderr=True)
     if suite is None:
         task = task or "synthetic_documents"
-        result = evaluation.evaluate(model_folder(model), {"type": task, **chosen}, out=out, console=console)
-        return Report(text=_rendered(scores_table(result)), data=result.to_dict())
+        about = {"type": task, **chosen}
+        result = evaluation.evaluate(model_folder(model), about, out=out, console=console, tokens_per_image=tokens)
+        return Report(text=rendered(scores_table(result)), data=result.to_dict())
     if task is not None:
         raise ValueError(f"--task {task} and --suite {suite}: give one of them")
-    results = evaluate_suite(model_folder(model), suite, chosen, out=out, console=console)
-    return Report(text=_rendered(headlines_table(results)), data=summary(results))
+    folder = model_folder(model)
+    results = evaluate_suite(folder, suite, chosen, out=out, console=console, tokens_per_image=tokens)
+    return Report(text=rendered(headlines_table(results)), data=summary(results))
 
 
 def paper_table(runs: Path) -> Report:
@@ -122,7 +167,7 @@ def paper_table(runs: Path) -> Report:
     from vision_remember.evaluation import paper_table
 
     found = paper_table.paper_table(runs)
-    return Report(text=_rendered(paper_table.tables(found)), data=found)
+    return Report(text=rendered(paper_table.tables(found)), data=found)
 
 
 def compare(recipe: str, seeds: Sequence[int], out: Path, overrides: Sequence[str] = ()) -> Report:
@@ -134,7 +179,7 @@ def compare(recipe: str, seeds: Sequence[int], out: Path, overrides: Sequence[st
         recipe_file(recipe), seeds=seeds, out=out, overrides=overrides, console=Console(stderr=True)
     )
     files = {"results": str(out / "results.json"), "report": str(out / "report.html")}
-    return Report(text=_rendered(results_table(results)) + "\n".join(files.values()), data={**results, "files": files})
+    return Report(text=rendered(results_table(results)) + "\n".join(files.values()), data={**results, "files": files})
 
 
 def analyse(
@@ -156,53 +201,7 @@ def list_methods() -> Report:
     from vision_remember import cli_list
 
     found = {"projectors": cli_list.projectors(), "refusion": cli_list.refusions()}
-    return Report(text="\n".join(map(_rendered, cli_list.tables(found))).rstrip("\n"), data=found)
-
-
-def data_make(out: Path, *, count: int, split: str, seed: int, families: Sequence[str] | None) -> Report:
-    """Render synthetic documents into a folder."""
-    from rich.progress import track
-
-    from vision_remember.data.synthetic import SyntheticSamples, write_dataset
-
-    samples = SyntheticSamples(count, split=split, seed=seed, families=families)
-    ids = list(
-        track(write_dataset(samples, out), "rendering", total=count, console=Console(stderr=True), transient=True)
-    )
-    data = {
-        "data": str(out / "data.json"),
-        "samples": len(ids),
-        "split": split,
-        "seed": seed,
-        "families": samples.families,
-    }
-    return Report(text=f"{len(ids)} samples: {out / 'data.json'}", data=data)
-
-
-def data_show(folder: Path, out: Path | None) -> Report:
-    """Draw a contact sheet of a data folder."""
-    from vision_remember.data.contact_sheet import write_contact_sheet
-
-    path = write_contact_sheet(folder, out or folder / "contact_sheet.png")
-    return Report(text=str(path), data={"contact_sheet": str(path)})
-
-
-def data_check(folder: Path) -> Report:
-    """List every bad sample of a data folder with its cure."""
-    from vision_remember.data.check import inspect_folder
-
-    found = inspect_folder(folder)
-    lines = [str(problem) for problem in found.problems]
-    lines += [f"warning: {problem}" for problem in found.warnings]
-    lines += [f"note: {note} ({count})" for note, count in found.notes.items()]
-    lines.append(f"{found.num_samples} samples, {len(found.problems)} problems, {len(found.warnings)} warnings")
-    data = {
-        "samples": found.num_samples,
-        "problems": [problem.as_dict() for problem in found.problems],
-        "warnings": [problem.as_dict() for problem in found.warnings],
-        "notes": found.notes,
-    }
-    return Report(text="\n".join(lines), data=data, succeeded=not found.problems)
+    return Report(text="\n".join(map(rendered, cli_list.tables(found))).rstrip("\n"), data=found)
 
 
 def foundation_build(out: Path) -> Report:
@@ -251,9 +250,3 @@ def _option(text: str) -> tuple[str, Any]:
     if not equals:
         raise ValueError(f"option {text!r}: write it as key=value")
     return key, yaml.safe_load(value)
-
-
-def _rendered(table: RenderableType) -> str:
-    console = Console(file=io.StringIO(), width=shutil.get_terminal_size((120, 24)).columns)
-    console.print(table)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"  # type: ignore[attr-defined]

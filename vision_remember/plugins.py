@@ -70,16 +70,29 @@ def build_config(room: str, options: Mapping[str, Any]) -> Any:
     if "type" not in options:
         raise ValueError(f"{room} options {dict(options)} lack 'type'; it is one of {', '.join(names(room))}")
     name, values = options["type"], {key: value for key, value in options.items() if key != "type"}
-    config_class = load(room, name).Config
+    return strict_config(load(room, name).Config, values, where=f"{room}/{name}")
+
+
+def strict_config(config_class: Any, values: Mapping[str, Any], *, where: str) -> Any:
+    """A frozen config dataclass from the values of JSON or YAML; lists become tuples.
+
+    Args:
+        config_class: A dataclass.
+        values: Its fields.
+        where: What they describe, for error messages.
+
+    Raises:
+        ValueError: For an unknown option, a missing one, or a value of the wrong type.
+    """
     hints = typing.get_type_hints(config_class)
     for key in values:
         if key not in hints:
-            raise ValueError(f"{room}/{name} has no option {key!r}{_nearest(key, hints)}")
+            raise ValueError(f"{where} has no option {key!r}{_nearest(key, hints)}")
     for field in dataclasses.fields(config_class):
         has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         if field.name not in values and not has_default:
-            raise ValueError(f"{room}/{name} needs option {field.name!r}")
-    return config_class(**{key: _typed(value, hints[key], f"{room}/{name}: {key}") for key, value in values.items()})
+            raise ValueError(f"{where} needs option {field.name!r}")
+    return config_class(**{key: _typed(value, hints[key], f"{where}: {key}") for key, value in values.items()})
 
 
 def _rooms(room: str) -> list[str]:

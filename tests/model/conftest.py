@@ -43,8 +43,8 @@ def processor(backbones, build):
     return VisionRememberProcessor.from_backbones(*backbones, build(NONE).config)
 
 
-def stir(model, scale: float = 0.3):
-    """Give every re-fusion parameter a random value, so that the insertions change what the model says."""
+def stir(model, scale: float = 0.2):
+    """Give every re-fusion parameter a random value of about unit gain, so that the insertions change what the model says."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for _, parameter in model.parts()["refusion"]:

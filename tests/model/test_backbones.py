@@ -1,10 +1,10 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, CLIPConfig, CLIPModel, CLIPVisionModel, Gemma2Config, Gemma2ForCausalLM
+from transformers import AutoModelForCausalLM, CLIPConfig, CLIPModel, CLIPVisionModel
 
 from tests.model.conftest import AVG_POOL, NONE, V1
-from tests.tiny import build_tokenizer, save_encoder, save_language_model
+from tests.tiny import save_encoder, save_language_model
 from vision_remember.model import VisionRememberForConditionalGeneration, VisionRememberProcessor
 
 from_backbones = VisionRememberForConditionalGeneration.from_backbones
@@ -89,23 +89,13 @@ def test_missing_weights_of_a_backbone_are_an_error(tmp_path, backbones):
         from_backbones(encoder, backbones[1])
 
 
-def test_a_language_model_that_bends_its_logits_is_refused(tmp_path, backbones):
-    tokenizer = build_tokenizer()
-    config = Gemma2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        final_logit_softcapping=0.1,
-        pad_token_id=0,
-    )
-    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="Gemma2ForCausalLM computes its logits differently"):
-        from_backbones(backbones[0], tmp_path)
+def test_an_encoder_that_lacks_a_level_is_refused_before_any_weight_is_loaded(tmp_path, backbones):
+    encoder = save_encoder(tmp_path / "clip")
+    (encoder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="refusion asks for encoder level 7, the encoder has levels -5 to 4"):
+        from_backbones(encoder, backbones[1], refusion={"type": "remember", "levels": [7]})
+    with pytest.raises(ValueError, match="refusion.layers names 9, the decoder has 4 layers"):
+        from_backbones(encoder, backbones[1], refusion={"type": "remember", "layers": [9]})
 
 
 def _red():

@@ -68,3 +68,15 @@ def test_a_wrong_option_in_a_saved_config_is_refused(tmp_path):
 
 def test_levels_count_from_both_ends():
     assert resolve_levels((-2, 13, 0, 24, -1), 24, "projector") == (23, 13, 0, 24, 24)
+
+
+@pytest.mark.parametrize("count", [1, 9, 25, 32, 64, 256])
+def test_mqt_beside_remember_takes_only_numbers_whose_cells_are_windows(count):
+    mqt = {"type": "mqt", "num_queries": 256, "num_tokens": count, "num_heads": 2}
+    with pytest.raises(
+        ValueError, match=rf"{count} vision tokens without places .* 6x6 patches; make 4, 16, 36 of them"
+    ):
+        make(projector=mqt, refusion={"type": "remember"})
+    make(projector=mqt, refusion={"type": "deepstack"})
+    for fitting in (4, 16, 36):
+        make(projector={**mqt, "num_tokens": fitting}, refusion={"type": "remember"})

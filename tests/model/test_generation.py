@@ -6,7 +6,7 @@ from tests.model.conftest import METHODS, MIXED, V1, V2, answered, ask, page, st
 
 PROMPT = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
-TOLERANCE = 1e-5  # float32 sums in another order
+TOLERANCE = 2e-5  # float32 sums in another order, on logits up to 5; in float64 rows agree bit for bit
 
 
 @pytest.fixture(scope="module", params=METHODS)
@@ -16,7 +16,7 @@ def model(build, request):
 
 def greedy(model, inputs, **options):
     """New tokens [B, n] and their logits [B, n, vocabulary]."""
-    out = model.generate(**inputs, **GREEDY, **options)
+    out = model.generate(**inputs, **{**GREEDY, **options})
     return out.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(out.logits, dim=1)
 
 

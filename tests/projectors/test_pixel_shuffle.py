@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from transformers import Idefics3Config, InternVLConfig, LlamaConfig, Qwen2Config
+from transformers import Idefics3Config, InternVLConfig, LlamaConfig, Qwen2Config, SmolVLMConfig
 from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector
 from transformers.models.internvl.modeling_internvl import InternVLModel, InternVLMultiModalProjector
+from transformers.models.smolvlm.modeling_smolvlm import SmolVLMConnector
 
 from tests.projectors import parity
 from vision_remember.geometry import Grid
@@ -72,14 +73,17 @@ def test_internvl_of_transformers_gives_the_same_tokens():
     torch.testing.assert_close(ours(seen), theirs(cells.reshape(2, 4, -1)))
 
 
-def test_idefics3_of_transformers_gives_the_same_tokens():
-    config = Idefics3Config(
+@pytest.mark.parametrize(
+    ("config_class", "connector_class"), [(Idefics3Config, Idefics3Connector), (SmolVLMConfig, SmolVLMConnector)]
+)
+def test_idefics3_and_smolvlm_of_transformers_give_the_same_tokens(config_class, connector_class):
+    config = config_class(
         vision_config={"hidden_size": 8, "num_attention_heads": 2},
         text_config=LlamaConfig(hidden_size=16, num_attention_heads=2),
         scale_factor=3,
     )
     torch.manual_seed(0)
-    theirs = Idefics3Connector(config).double()
+    theirs = connector_class(config).double()
     ours = build_projector("pixel_shuffle", feature_width=8, text_width=16, scale=3, head="idefics3").double()
     ours.load_original({f"model.connector.{name}": w for name, w in theirs.state_dict().items()})
     seen = parity.see((-1,), Grid(6, 6), 8)

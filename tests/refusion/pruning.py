@@ -74,7 +74,8 @@ def masked_logits(model, embeds, valid, kept):
         allowed = sees if number < K else sees & is_left[:, None]
         mask = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)[:, None]
         hidden = layer(hidden, attention_mask=mask, position_embeddings=decoder.rotary_emb(hidden, positions))
-    return model.lm_head(decoder.norm(hidden))
+    norm = decoder.final_layernorm if hasattr(decoder, "final_layernorm") else decoder.norm
+    return model.lm_head(norm(hidden))
 
 
 def prefill(model, embeds, valid, state, **options):

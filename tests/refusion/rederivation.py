@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from tests.refusion.scene import BACKBONES, COARSE, FINE, GUIDANCE, IMAGES, V
+from tests.refusion.scene import BACKBONES, COARSE, FINE, GUIDANCE, IMAGES
 
 
 def rms(x, weight):
@@ -29,24 +29,24 @@ def heads_of(attention, query, keys, bias=None):
     return attention.out.weight @ torch.cat(seen)
 
 
-def window_of(token, margin):
+def window_of(token, margin, fine=FINE, coarse=COARSE):
     """Patches of a token's window, each with its offset from the window's start, and the window's sides."""
-    row, column = divmod(token, COARSE.width)
+    row, column = divmod(token, coarse.width)
 
-    def span(cell, fine, coarse):
-        return math.floor(cell * fine / coarse) - margin, math.ceil((cell + 1) * fine / coarse) + margin
+    def span(cell, patches, cells):
+        return math.floor(cell * patches / cells) - margin, math.ceil((cell + 1) * patches / cells) + margin
 
-    (top, bottom), (left, right) = span(row, FINE.height, COARSE.height), span(column, FINE.width, COARSE.width)
-    for h in range(max(top, 0), min(bottom, FINE.height)):
-        for w in range(max(left, 0), min(right, FINE.width)):
-            yield h * FINE.width + w, (h - top, w - left), (bottom - top, right - left)
+    (top, bottom), (left, right) = span(row, fine.height, coarse.height), span(column, fine.width, coarse.width)
+    for h in range(max(top, 0), min(bottom, fine.height)):
+        for w in range(max(left, 0), min(right, fine.width)):
+            yield h * fine.width + w, (h - top, w - left), (bottom - top, right - left)
 
 
-def by_loops(refusion, child, hidden, seen):
+def by_loops(refusion, child, hidden, seen, coarse=COARSE):
     """The whole layer for every image and token, written from the docstring of the module."""
     out, side = hidden.clone(), refusion.config.position_side
     for image, (row, start) in enumerate(IMAGES):
-        tokens = [hidden[row, start + token] for token in range(V)]
+        tokens = [hidden[row, start + token] for token in range(coarse.num_cells)]
         attention = child.self_attention
         if attention is not None:
             context = [rms(token, attention.norm.weight) for token in tokens]
@@ -58,7 +58,7 @@ def by_loops(refusion, child, hidden, seen):
         attention = child.cross_attention
         for number, token in enumerate(tokens):
             keys, bias = [], []
-            for patch, offset, sides in window_of(number, refusion.config.margin):
+            for patch, offset, sides in window_of(number, refusion.config.margin, seen.grid, coarse):
                 levels = [seen.level(index)[image, patch] for index in refusion.levels]
                 keys.append(torch.cat([(x - x.mean()) / torch.sqrt(x.var(unbiased=False) + 1e-5) for x in levels]))
                 at = [math.floor((d + 0.5) * side / s) for d, s in zip(offset, sides, strict=True)]

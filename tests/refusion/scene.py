@@ -80,8 +80,8 @@ def features(
     return VisionFeatures(levels=levels, grid=grid)
 
 
-def memory_of(refusion: Method, seen: VisionFeatures | Tensor) -> Memory:
-    return (refusion.memory_of_views if refusion.views else refusion.memory)(seen, COARSE)
+def memory_of(refusion: Method, seen: VisionFeatures | Tensor, coarse: Grid = COARSE) -> Memory:
+    return (refusion.memory_of_views if refusion.views else refusion.memory)(seen, coarse)
 
 
 def tensors_of(seen: VisionFeatures | Tensor) -> list[Tensor]:
@@ -105,30 +105,30 @@ def patch_grid(refusion: Method, dtype: torch.dtype) -> Grid:
     return FINE
 
 
-def vision_mask() -> Tensor:
+def vision_mask(num_tokens: int = V) -> Tensor:
     mask = torch.zeros(3, T, dtype=torch.bool)
     for row, start in IMAGES:
-        mask[row, start : start + V] = True
+        mask[row, start : start + num_tokens] = True
     return mask
 
 
-def state_of(refusion: Method, seen: VisionFeatures | Tensor | None = None) -> RefusionState:
-    """The state of the whole batch in one prefill chunk."""
-    memory = memory_of(refusion, features(refusion) if seen is None else seen)
-    num_images = len(IMAGES)
+def state_of(refusion: Method, seen: VisionFeatures | Tensor | None = None, coarse: Grid = COARSE) -> RefusionState:
+    """The state of the whole batch in one prefill chunk; an image has at most V tokens, those of ``coarse``."""
+    memory = memory_of(refusion, features(refusion) if seen is None else seen, coarse)
+    num_images, num_tokens = len(IMAGES), coarse.num_cells
     guidance = torch.zeros(num_images, T, dtype=torch.bool)
     for image, (_, start, end) in enumerate(GUIDANCE):
         guidance[image, start:end] = True
     return RefusionState(
-        position=flat_positions(vision_mask(), num_images * V),
+        position=flat_positions(vision_mask(num_tokens), num_images * num_tokens),
         rows=memory.rows.flatten(0, 1),
         valid=memory.valid.flatten(0, 1),
         place=memory.place.flatten(0, 1),
-        image=torch.arange(num_images).repeat_interleave(V),
-        index=torch.arange(V).repeat(num_images),
-        count=torch.full((num_images * V,), V),
+        image=torch.arange(num_images).repeat_interleave(num_tokens),
+        index=torch.arange(num_tokens).repeat(num_images),
+        count=torch.full((num_images * num_tokens,), num_tokens),
         batch_row=torch.tensor([row for row, _ in IMAGES]),
-        max_count=V,
+        max_count=num_tokens,
         guidance=guidance,
     )
 

@@ -10,8 +10,16 @@ from transformers import (
     BloomModel,
     CLIPVisionConfig,
     DynamicCache,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -28,6 +36,13 @@ FAMILIES = {
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "llama": (LlamaConfig, LlamaForCausalLM),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "gemma3": (
+        Gemma3TextConfig,
+        Gemma3ForCausalLM,
+    ),  # layers of two kinds, each with a mask and rotary embeddings of its own
+    "granite": (GraniteConfig, GraniteForCausalLM),  # scaled residuals
+    "olmo2": (Olmo2Config, Olmo2ForCausalLM),  # norms after the branches
+    "phi": (PhiConfig, PhiForCausalLM),  # attention and feed-forward side by side
 }
 every_family = pytest.mark.parametrize("family", FAMILIES)
 

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from transformers import Qwen3VLConfig, Qwen3VLModel
 
 from tests.refusion.scene import BACKBONES, Inserted, build, rows_of_images
 from vision_remember.geometry import Grid, VisionFeatures
@@ -46,9 +47,11 @@ def merged(weights, k, patches):
 @pytest.mark.parametrize(("fine", "coarse"), GRIDS, ids=str)
 def test_it_is_what_the_loops_say_with_its_gradients(fine, coarse):
     cell = (fine.height // coarse.height, fine.width // coarse.width)
-    refusion = build("deepstack", cell=cell).double()
+    refusion, twin = (build("deepstack", cell=cell).double() for _ in range(2))
     weights = original_weights(cell)
     refusion.load_original(weights)
+    for weight in weights.values():
+        weight.requires_grad_()
     generator = torch.Generator().manual_seed(4)
     levels = {i: torch.randn(2, fine.num_cells, C, generator=generator, dtype=torch.float64) for i in refusion.levels}
     hidden = torch.randn(2, coarse.num_cells + 2, D, generator=generator, dtype=torch.float64)
@@ -75,6 +78,38 @@ def test_it_is_what_the_loops_say_with_its_gradients(fine, coarse):
         results.append((out, *(leaf.grad for leaf in leaves)))
     for got, expected in zip(*results, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+    twin.load_original({name: weight.grad for name, weight in weights.items()})
+    for parameter, gradient in zip(refusion.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, gradient.detach(), rtol=1e-8, atol=1e-9)
+
+
+@torch.no_grad()
+def test_the_mergers_of_a_whole_qwen3_vl_give_the_same_stacks():
+    """Its tower keeps the four patches of a cell together; its taps 0, 2, 3 are the outputs of blocks, our levels 1, 3, 4."""
+    torch.manual_seed(0)
+    shape = {"depth": 4, "num_heads": 2, "intermediate_size": 12, "patch_size": 4, "num_position_embeddings": 16}
+    text = {"hidden_size": D, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "head_dim": 8}
+    vision = {**shape, "hidden_size": 8, "out_hidden_size": D, "deepstack_visual_indexes": [0, 2, 3]}
+    theirs = Qwen3VLModel(Qwen3VLConfig(vision_config=vision, text_config={**text, "vocab_size": 32})).eval()
+    for merger in theirs.visual.deepstack_merger_list:
+        for parameter in merger.parameters():
+            parameter.normal_(std=0.5)
+    blocks = []
+    for number in (0, 2, 3):
+        theirs.visual.blocks[number].register_forward_hook(lambda _, __, out: blocks.append(out))
+    fine, coarse = Grid(4, 6), Grid(2, 3)
+    grid = torch.tensor([[1, fine.height, fine.width]])
+    expected = theirs.visual(torch.randn(fine.num_cells, 3 * 2 * 4 * 4), grid_thw=grid).deepstack_features
+
+    config = build("deepstack", levels=(1, 3, 4), zero_init=False).config
+    refusion = type(build("deepstack"))(config, dataclasses.replace(BACKBONES, feature_width=8))
+    names = {f"model.{name}": weight for name, weight in theirs.state_dict().items() if "deepstack" in name}
+    refusion.load_original(names)
+    rows = [out.view(2, 3, 2, 2, 8).transpose(1, 2).reshape(1, fine.num_cells, 8) for out in blocks]
+    seen = VisionFeatures(levels=dict(zip(refusion.levels, rows, strict=True)), grid=fine)
+    stacks = refusion.memory(seen, coarse).rows.unflatten(-1, (3, D))
+    for k in range(3):
+        assert (stacks[0, :, k] - expected[k]).abs().max() <= 1e-5  # float32, sums in another order
 
 
 def test_every_layer_adds_the_level_at_its_place_in_the_list():

@@ -28,7 +28,8 @@ from tests.refusion.scene import T, build
 from vision_remember.refusion import Shortening
 from vision_remember.refusion.attach import attach
 
-every_family = pytest.mark.parametrize("family", test_attach.FAMILIES)
+# gemma3 has sliding windows and is refused.
+every_family = pytest.mark.parametrize("family", [name for name in test_attach.FAMILIES if name != "gemma3"])
 every_side = pytest.mark.parametrize("side", ["left", "right"])
 
 

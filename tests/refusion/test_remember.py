@@ -60,6 +60,39 @@ def test_a_layer_is_what_the_loops_say_with_its_gradients(options):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("options", [V1, {**V2, "margin": 1}], ids=["v1", "v2"])
+@pytest.mark.parametrize(
+    ("fine", "coarse"),
+    [
+        (Grid(4, 4), Grid(2, 2)),
+        (Grid(4, 6), Grid(2, 3)),
+        (Grid(6, 2), Grid(3, 2)),
+        (Grid(5, 7), Grid(2, 3)),  # from here on neither side divides
+        (Grid(5, 5), Grid(2, 2)),
+    ],
+    ids=str,
+)
+def test_on_any_grids_a_layer_is_what_the_loops_say_with_all_gradients(fine, coarse, options):
+    refusion, child, hidden, _ = woken(**options)
+    results = []
+
+    def ours(hidden, seen):
+        return child(hidden, state_of(refusion, seen, coarse), 0)[0]
+
+    def loops(hidden, seen):
+        return by_loops(refusion, child, hidden, seen, coarse)
+
+    for run in (ours, loops):
+        child.zero_grad()
+        leaf, seen = hidden.clone().requires_grad_(), features(refusion, torch.float64, grid=fine)
+        levels = [level.requires_grad_() for level in seen.levels.values()]
+        out = run(leaf, seen)
+        out.backward(torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out))
+        results.append((out, leaf.grad, *(x.grad for x in (*levels, *child.parameters()))))
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("options", [V1, {**V2, "margin": 1}], ids=str)
 def test_gradients_agree_with_finite_differences(options):
     refusion, child, hidden, seen = woken(**options, num_heads=2, num_kv_heads=1)

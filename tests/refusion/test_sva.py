@@ -107,11 +107,11 @@ def loops(weights, hidden, levels, fine, coarse, valid=None):
     return out
 
 
-def loaded(positions):
+def loaded(positions, weights=None):
     """A method and the insertion after layer 2 with the original's weights, which are leaves; everything in float64."""
     refusion = build("sva", **OPTIONS, positions=positions).double()
     child = refusion.insertion(2).double()
-    weights = original_weights(positions)
+    weights = original_weights(positions) if weights is None else weights
     refusion.load_original({name: value for name, value in weights.items() if "aux" in name})
     child.load_original({name: value for name, value in weights.items() if "sampler" in name})
     return refusion, child, {name: value.requires_grad_() for name, value in weights.items()}
@@ -126,7 +126,8 @@ def inputs(fine, coarse):
 @pytest.mark.parametrize(("fine", "coarse"), GRIDS, ids=str)
 @pytest.mark.parametrize("padded", [False, True])
 def test_it_is_what_the_loops_say_with_its_gradients(fine, coarse, padded):
-    refusion, child, weights = loaded(math.prod(max_slots(fine, coarse)))
+    positions = math.prod(max_slots(fine, coarse))
+    refusion, child, weights = loaded(positions)
     hidden, levels = inputs(fine, coarse)
     valid = None
     if padded:
@@ -145,15 +146,10 @@ def test_it_is_what_the_loops_say_with_its_gradients(fine, coarse, padded):
         results.append((out, *(leaf.grad for leaf in leaves)))
     for got, expected in zip(*results, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
-    sampler = "model.vision_sampler_layers.1.layers.0"
-    same = [
-        (child.proj_in.weight, weights[f"{sampler}.proj_in.weight"]),
-        (child.keys[1][1].weight, weights[f"{sampler}.cross_attn.k_proj_1.1.weight"]),
-        (refusion.projectors[0][0].weight, weights["model.mm_projector_aux_0.0.weight"]),
-        *([(child.position[1], weights[f"{sampler}.pos_embed_1"])] if len(child.position) else []),
-    ]
-    for parameter, original in same:
-        torch.testing.assert_close(parameter.grad, original.grad, rtol=1e-9, atol=1e-9)
+    method_gradients, child_gradients, _ = loaded(positions, {name: weight.grad for name, weight in weights.items()})
+    for module, twin in ((refusion, method_gradients), (child, child_gradients)):
+        for (name, parameter), gradient in zip(module.named_parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(parameter.grad, gradient.detach(), rtol=1e-8, atol=1e-9, msg=name)
 
 
 def test_a_longer_table_changes_nothing_but_its_length():
@@ -198,7 +194,9 @@ def test_the_default_layers_are_those_of_the_original_as_far_as_they_are_of_use(
     assert type(build("sva"))(config, dataclasses.replace(BACKBONES, decoder_layers=decoder)).layers == layers
 
 
-@pytest.mark.parametrize("prefix", ["model.vision_sampler_layers.7.layers.0.", "layers.0.", ""])
+@pytest.mark.parametrize(
+    "prefix", ["model.vision_sampler_layers.7.layers.0.", "model.vision_sampler_0.layers.2.", "layers.0.", ""]
+)
 def test_a_sampler_loads_with_any_prefix(prefix):
     weights = {
         name.replace("model.vision_sampler_layers.1.layers.0.", prefix): value
@@ -208,6 +206,13 @@ def test_a_sampler_loads_with_any_prefix(prefix):
     child = build("sva", **OPTIONS).insertion(0)
     child.load_original(weights)
     torch.testing.assert_close(child.linear_1.weight, weights[f"{prefix}proj_out.linear_1.weight"].float())
+
+
+def test_the_weights_of_two_samplers_are_refused():
+    one = {name: value for name, value in original_weights(16).items() if "sampler" in name}
+    two = {name.replace("sampler_layers.1", "sampler_layers.2"): value for name, value in one.items()}
+    with pytest.raises(ValueError, match="given twice: model.vision_sampler_layers.2.layers.0.proj_context.weight and"):
+        build("sva", **OPTIONS).insertion(0).load_original({**one, **two})
 
 
 def test_weights_that_do_not_fit_are_refused_by_name():

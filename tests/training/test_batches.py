@@ -79,3 +79,24 @@ def test_ids_name_the_samples_of_a_step(build):
     named = [batches.ids(step) for step in range(3)]
     assert [len(ids) for ids in named] == [4, 4, 4]
     assert len({*named[0], *named[1], *named[2]}) == 12
+
+
+def test_every_step_draws_its_rate_from_the_seed_alone(build):
+    batches = build("training.tokens_per_image=[9, 4, 1]")
+    drawn = [batches.tokens_per_image(step) for step in range(60)]
+    assert {drawn.count(rate) > 10 for rate in (9, 4, 1)} == {True}
+    again, other = build("training.tokens_per_image=[9, 4, 1]"), build("training.tokens_per_image=[9, 4, 1]", "seed=2")
+    assert drawn == [again.tokens_per_image(step) for step in range(60)]
+    assert drawn != [other.tokens_per_image(step) for step in range(60)]
+    assert build().tokens_per_image(0) is None
+
+
+def test_all_places_of_a_step_have_its_rate(build):
+    batches = build("training.tokens_per_image=[9, 4]")
+    image = batches.processor.image_token_id
+    for step in range(3):
+        rate = batches.tokens_per_image(step)
+        for half in (0, 2):
+            batch = batches.at([4 * step + half, 4 * step + half + 1])
+            assert batch["tokens_per_image"] == rate
+            assert (batch["input_ids"] == image).sum() == rate * len(batch.get("pixel_values", ()))

@@ -113,3 +113,23 @@ def test_a_bad_image_stops_the_fill_with_its_name(run, squares):
 
     with pytest.raises(DataError, match="square-3"):
         fill(FeatureCache(), model, batches, read=read)
+
+
+def test_features_of_any_resolution_are_refused_by_name(run):
+    model, batches = run("model.resolution={mode: anyres}")
+    with pytest.raises(
+        ValueError, match=r"any-resolution model \(resolution: anyres\) are not cached.*cache_features: false"
+    ):
+        fill(FeatureCache(), model, batches)
+
+
+def test_one_set_of_features_serves_every_rate(run):
+    model, batches = run("training.tokens_per_image=[9, 4]")
+    key = next(key for key in batches.keys() if batches.order.read(key).images)
+    plain = {rate: batches.collate([key], rate) for rate in (9, 4)}
+    batches.use(fill(FeatureCache(), model, batches))
+    for rate, expected in plain.items():
+        cached = batches.collate([key], rate)
+        assert torch.equal(cached["input_ids"], expected["input_ids"]) and cached["tokens_per_image"] == rate
+        with torch.no_grad():
+            assert torch.allclose(model(**cached).loss, model(**expected).loss, atol=1e-5)

@@ -95,6 +95,8 @@ def test_learning_rates_that_are_no_learning_rates_are_refused(recipe_file, writ
         ("training.trainable", "[projecter]", "did you mean 'projector'"),
         ("training.trainable", "[]", "is empty"),
         ("training.trainable", "projector", "must be a list"),
+        ("training.tokens_per_image", "[16, 0]", "tokens_per_image.1: is 0: numbers of tokens are 1 or more"),
+        ("training.tokens_per_image", "[16, 16]", "named once"),
         ("data.sources", "[]", "is empty"),
         ("data.sources.0.path", "null", "either a path or synthetic"),
         ("data.sources.0.path", "nowhere.json", "does not exist"),
@@ -107,6 +109,12 @@ def test_learning_rates_that_are_no_learning_rates_are_refused(recipe_file, writ
 )
 def test_values_that_cannot_work_are_refused_before_any_weight_is_loaded(recipe_file, key, written, because):
     assert because in "\n".join(refused(recipe_file, f"{key}={written}"))
+
+
+def test_files_may_be_absent_where_nothing_is_read(recipe_file):
+    absent = ["model.checkpoint=nowhere", "data.sources.0.path=nowhere.json"]
+    assert len(refused(recipe_file, *absent)) == 2
+    assert load_recipe(recipe_file, absent, has_files=False).model.start == "nowhere"
 
 
 def test_conflicts_between_keys_are_refused(recipe_file):
@@ -165,5 +173,5 @@ STAGES = [
 
 @pytest.mark.parametrize("path", STAGES, ids=lambda path: str(path.relative_to(RECIPES)))
 def test_shipped_recipes_are_well_formed_before_any_stage_has_run(path):
-    recipe = load_recipe(path, ["model.checkpoint=scratch"])
+    recipe = load_recipe(path, ["model.checkpoint=scratch"], has_files=False)
     assert set(recipe.training.trainable) <= recipe.training.learning_rates.keys()

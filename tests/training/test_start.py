@@ -3,8 +3,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from vision_remember.training import load_recipe
-from vision_remember.training.start import build_model
+from vision_remember.training import load_recipe, train
+from vision_remember.training.start import build_model, check_rates
 
 
 def start_from(recipe_file, weights):
@@ -57,3 +57,29 @@ def test_a_start_model_with_another_re_fusion_is_refused(recipe_file, tmp_path):
     processor.save_pretrained(tmp_path / "start")
     with pytest.raises(ValueError, match="make them agree"):
         build_model(load_recipe(recipe_file, [f"model.checkpoint={tmp_path / 'start'}", "model.refusion={type: none}"]))
+
+
+def test_a_model_of_any_resolution_is_trained_and_its_checkpoint_keeps_the_setting(recipe_file, tmp_path):
+    anyres = ["model.resolution={mode: anyres}", "training.steps=2", "training.save_every=0"]
+    folder = train(load_recipe(recipe_file, anyres), output_dir=tmp_path / "run")
+    model, processor = build_model(load_recipe(recipe_file, [f"model.checkpoint={folder}"]))
+    assert model.config.resolution == {"mode": "anyres"} and processor.tiling.is_anyres
+    assert model.model.image_newline is not None
+    before, _ = build_model(load_recipe(recipe_file, anyres))
+    assert not torch.equal(model.model.image_newline, before.model.image_newline), (
+        "the newline learns with the projector"
+    )
+    with pytest.raises(ValueError, match="has resolution {'mode': 'anyres'}, the recipe says {'mode': 'resize'}"):
+        build_model(load_recipe(recipe_file, [f"model.checkpoint={folder}", "model.resolution={mode: resize}"]))
+
+
+def test_a_misspelt_resolution_is_refused_before_any_weight_is_loaded(recipe_file):
+    with pytest.raises(ValueError, match="resolution has no option 'modes'; did you mean 'mode'"):
+        load_recipe(recipe_file, ["model.resolution={modes: anyres}"])
+
+
+def test_rates_that_cannot_be_made_are_refused_before_the_first_step(make_recipe):
+    model, _ = build_model(make_recipe())
+    check_rates(model, [36, 9, 4, 1])
+    with pytest.raises(ValueError, match=r"training.tokens_per_image names 49: .*7x7 tokens of a 6x6 grid"):
+        check_rates(model, [4, 49])

@@ -11,9 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from vision_remember.model import VisionRememberForConditionalGeneration, VisionRememberProcessor
+from vision_remember.model.chat import first_question
+from vision_remember.model.engine import Engine, Request
 from vision_remember.training import FeatureCache, TrainingInterrupted, train
 from vision_remember.training.start import build_model, freeze
 from vision_remember.training.watch import Progress
@@ -116,6 +119,25 @@ def test_a_run_killed_at_random_steps_ends_as_the_uninterrupted_one(make_recipe,
     train(recipe, output_dir=run, resume=True)
     assert_same_run(tmp_path / "whole", run)
     assert not list((run / "checkpoints").glob("*.tmp-*"))
+
+
+@pytest.mark.parametrize("cached", ["true", "false"])
+def test_a_run_at_several_rates_keeps_its_draws_when_it_is_killed(make_recipe, tmp_path, kill_at_step, cached):
+    rates = ("training.tokens_per_image=[9, 4, 1]", f"training.cache_features={cached}", "training.save_every=1")
+    recipe, run = make_recipe(*rates), tmp_path / "killed"
+    model_folder = train(recipe, output_dir=tmp_path / "whole")
+    kill_at_step(recipe, run, 3, signal.SIGKILL)
+    train(recipe, output_dir=run, resume=True)
+    assert_same_run(tmp_path / "whole", run)
+    train(make_recipe(), output_dir=tmp_path / "one rate")
+    assert metrics(tmp_path / "whole") != metrics(tmp_path / "one rate")
+    page = Image.new("RGB", (48, 48), "red")
+    asked = [Request(first_question("Which colour?", num_images=1), [page])]
+    lengths = [
+        Engine.load(model_folder, tokens_per_image=rate).answer(asked, max_new_tokens=1)[0].prompt_tokens
+        for rate in (None, 9, 4, 1)
+    ]
+    assert [lengths[0] - length for length in lengths] == [0, 0, 5, 8]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

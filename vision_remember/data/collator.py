@@ -7,6 +7,7 @@ the quarantine is decided by whoever calls.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -98,16 +99,12 @@ class Collator:
             )
         if not any(encoding.target[:length]):
             raise _error(sample, "sample.too_long", f"{why}: cutting would leave nothing to learn", "raise max_length")
-        return type(encoding)(
-            input_ids=ids[:length], target=encoding.target[:length], pixel_values=encoding.pixel_values
-        )
+        return dataclasses.replace(encoding, input_ids=ids[:length], target=encoding.target[:length])
 
     def _silence(self) -> Any:
         messages = [{"role": "user", "content": "."}, {"role": "assistant", "content": "."}]
         encoding = self.processor.encode(messages, [])
-        return type(encoding)(
-            input_ids=encoding.input_ids, target=[False] * len(encoding.input_ids), pixel_values=encoding.pixel_values
-        )
+        return dataclasses.replace(encoding, target=[False] * len(encoding.input_ids))
 
 
 def _error(sample: Sample, code: str, why: str, fix: str) -> DataError:

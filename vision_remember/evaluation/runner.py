@@ -63,6 +63,7 @@ def evaluate(
     batch_size: int = BATCH_SIZE,
     max_new_tokens: int | None = None,
     console: Console | None = None,
+    tokens_per_image: int | None = None,
 ) -> Evaluation:
     """Score a model on a task.
 
@@ -74,6 +75,7 @@ def evaluate(
         batch_size: prompts per batch.
         max_new_tokens: longest answer; None takes the task's own.
         console: where progress is shown; None shows none.
+        tokens_per_image: vision tokens of an image, where `model` is a folder; None takes what its projector makes by itself.
 
     Raises:
         ValueError: an unknown task or option, a task without questions, or a sample that cannot be used (by name).
@@ -83,7 +85,7 @@ def evaluate(
     longest = own if max_new_tokens is None else max_new_tokens
     split = "/".join(str(task[key]) for key in ("type", "split") if key in task)
     questions: Sequence[Any] = load_benchmark(task) if module else load_task(task)
-    engine = model if isinstance(model, Engine) else Engine.load(str(model))
+    engine = model if isinstance(model, Engine) else Engine.load(str(model), tokens_per_image=tokens_per_image)
     said = ask(engine, questions, batch_size=batch_size, max_new_tokens=longest, console=console, label=task["type"])
     records: list[Any]
     totals: dict[str, float] = {}
@@ -179,7 +181,7 @@ def versions() -> dict[str, str]:
 
 def _architecture(engine: Engine) -> dict[str, Any]:
     config = engine.model.config
-    tokens = config.token_grid.num_cells
+    tokens = engine.token_grid.num_cells
     return {"projector": dict(config.projector), "refusion": dict(config.refusion), "tokens": tokens}
 
 

@@ -53,6 +53,7 @@ def evaluate_suite(
     *,
     out: Path | None = None,
     console: Console | None = None,
+    tokens_per_image: int | None = None,
 ) -> dict[str, Evaluation]:
     """Score a model on every task of a suite.
 
@@ -62,6 +63,7 @@ def evaluate_suite(
         options: of every task.
         out: folder for answers and scores; None keeps them in memory.
         console: where progress is shown; None shows none.
+        tokens_per_image: vision tokens of an image; None takes what the projector makes by itself.
 
     Raises:
         ValueError: as `load_suite` and `evaluate` do.
@@ -69,7 +71,7 @@ def evaluate_suite(
     tasks = load_suite(suite, options)
     for task in tasks.values():
         plugins.build_config(ROOM, task)  # a misspelt option is refused before the first answer
-    engine = Engine.load(model)
+    engine = Engine.load(model, tokens_per_image=tokens_per_image)
     results = {}
     for name, task in tasks.items():
         result = evaluate(engine, task, console=console)

@@ -17,13 +17,15 @@ from transformers import AutoModel
 from transformers.cache_utils import Cache
 from transformers.utils.generic import can_return_tuple
 
-from vision_remember.geometry import VisionFeatures
+from vision_remember.geometry import Grid, VisionFeatures
+from vision_remember.model.any_resolution import features_of_views, views_of
 from vision_remember.model.configuration import VisionRememberConfig, resolve_levels
 from vision_remember.model.outputs import VisionRememberImageFeatures, VisionRememberModelOutput
 from vision_remember.model.parts import insertions
 from vision_remember.model.pretrained import VisionRememberPreTrainedModel
 from vision_remember.model.rows import check_counts, pack, state_of_chunk, without_rows
 from vision_remember.model.shortening import shortening_of_chunk
+from vision_remember.projectors import check_windows
 from vision_remember.refusion.attach import attach
 
 
@@ -31,7 +33,10 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
     """Encoder, projector, re-fusion and decoder, without the LM head.
 
     Attributes:
-        token_grid: Grid of one image's vision tokens.
+        token_grid: Grid of the vision tokens of one canvas.
+        tiling: What decides where the tokens of an image come from, except its size.
+        max_views: The most views that an image can have.
+        image_newline: Of an any-resolution model: float[D], the token after each row of tiles; else None.
         encoder_level_indices: Encoder hidden states that projector and re-fusion read, ascending; the order of `encode`.
         pixel_shape: Shape of the pixels of one image.
     """
@@ -45,7 +50,10 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
         for plugin in (self.multi_modal_projector, self.refusion, *insertions(self.language_model)):
             for module in plugin.modules():
                 module._is_hf_initialized = True  # plug-ins start as their constructors say, not as an LM's layers do
-        self.token_grid = self.multi_modal_projector.tokens_out(config.patch_grid)
+        self.tiling = config.tiling
+        self.token_grid, self.max_views = self.tiling.token_grid, self.tiling.max_views
+        width = config.text_config.hidden_size
+        self.image_newline = nn.Parameter(torch.randn(width) * width**-0.5) if self.tiling.is_anyres else None
         self.pixel_shape = config.pixel_shape
         plugins = (self.multi_modal_projector, self.refusion)
         self.encoder_level_indices = tuple(sorted({index for plugin in plugins for index in self._indices(plugin)}))
@@ -57,24 +65,22 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
 
-    def encode(self, pixel_values: Tensor) -> Tensor:
+    def encode(self, pixel_values: Tensor, image_sizes: Tensor | None = None) -> Tensor:
         """Hidden states of the encoder at the levels that projector and re-fusion read.
 
         Args:
-            pixel_values: float[N, 3, height, width] of N images; float[N, 1 + X, 3, height, width] where re-fusion reads X crops too.
+            pixel_values: float[N, 3, height, width] of N images; float[N, 1 + X, 3, height, width] where re-fusion reads X crops too, or
+                where an any-resolution image has up to X tiles.
+            image_sizes: long[N, 2], height and width of each image in pixels; for an any-resolution model alone.
 
         Returns:
             float[N, L, P, C], or float[N, L, 1 + X, P, C], in the order of `encoder_level_indices`; leading tokens that are no patches
-            are dropped.
+            are dropped. Of an any-resolution model, one entry per view: float[views of all images, L, P, C].
 
         Raises:
             ValueError: The pixels are those of another model, or the encoder made another number of tokens than its patch grid has cells.
         """
-        if pixel_values.shape[1:] != self.pixel_shape:
-            raise ValueError(
-                f"pixel_values has shape {list(pixel_values.shape)}, this model reads [N, {', '.join(map(str, self.pixel_shape))}]; make "
-                "the pixels with its own processor"
-            )
+        pixel_values = views_of(self, pixel_values, image_sizes)
         num_images = len(pixel_values)
         pixel_values = pixel_values.reshape(-1, *self.pixel_shape[-3:]).to(self.vision_tower.dtype)
         hidden = self.vision_tower(pixel_values, output_hidden_states=list(self.encoder_level_indices)).hidden_states
@@ -89,21 +95,29 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
         return levels.unflatten(0, (num_images, -1)).transpose(1, 2) if self.refusion.views else levels
 
     def get_image_features(
-        self, pixel_values: Tensor | None = None, encoder_levels: Tensor | None = None, return_dict: bool = True
+        self,
+        pixel_values: Tensor | None = None,
+        encoder_levels: Tensor | None = None,
+        image_sizes: Tensor | None = None,
+        return_dict: bool = True,
+        tokens_per_image: int | None = None,
     ) -> VisionRememberImageFeatures:
         """Vision tokens and memory rows of N images; pass them to `generate` as `mm_encoder_outputs={"image": ...}`.
 
         Args:
             pixel_values: As `encode` takes them.
             encoder_levels: From `encode`, in place of pixels.
+            image_sizes: As `encode` takes them, whether with pixels or levels.
             return_dict: True; `generate` passes it.
+            tokens_per_image: See `grid_of`.
 
         Raises:
-            ValueError: Both inputs or neither, or levels of another model.
+            ValueError: Both inputs or neither, levels of another model, or a number of tokens that the projector cannot make.
         """
         if (pixel_values is None) == (encoder_levels is None):
             raise ValueError("give either pixel_values or encoder_levels")
-        levels = self.encode(pixel_values) if pixel_values is not None else encoder_levels
+        token_grid = self.grid_of(tokens_per_image)
+        levels = self.encode(pixel_values, image_sizes) if pixel_values is not None else encoder_levels
         assert levels is not None
         levels = levels.to(self.dtype)
         if levels.shape[1] != len(self.encoder_level_indices):
@@ -111,23 +125,51 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
                 f"encoder_levels holds {levels.shape[1]} levels, this model reads {len(self.encoder_level_indices)}: "
                 f"{self.encoder_level_indices}; encode the images with this model"
             )
-        if levels.ndim != len(self.pixel_shape) + 1:
+        if levels.ndim != (5 if self.refusion.views else 4):
             raise ValueError(
                 f"encoder_levels has shape {list(levels.shape)}, which is not that of images with {list(self.pixel_shape)} pixels; encode "
                 "the images with this model"
             )
+        if self.image_newline is not None:
+            return features_of_views(self, levels, image_sizes)
         memory = None
         if self.refusion.views:
-            seen = self._tokens(levels.transpose(1, 2).flatten(0, 1)).unflatten(
+            seen = self._tokens(levels.transpose(1, 2).flatten(0, 1), tokens_per_image).unflatten(
                 0, (len(levels), -1)
             )  # [N, 1 + X, V, D]
             tokens = seen[:, 0]
-            memory = pack(self.refusion.memory_of_views(seen[:, 1:], self.token_grid))
+            memory = pack(self.refusion.memory_of_views(seen[:, 1:], token_grid))
         else:
-            tokens = self._tokens(levels)
+            tokens = self._tokens(levels, tokens_per_image)
             if self.refusion.layers and self.refusion.drops_after is None:
-                memory = pack(self.refusion.memory(self._features(levels, self.refusion), self.token_grid))
+                memory = pack(self.refusion.memory(self._features(levels, self.refusion), token_grid))
         return VisionRememberImageFeatures(pooler_output=list(tokens.unbind()), deepstack_features=memory)
+
+    def grid_of(self, tokens_per_image: int | None) -> Grid:
+        """Grid of one image's vision tokens at a compression rate.
+
+        Args:
+            tokens_per_image: Vision tokens V; None: as many as the projector makes by itself.
+
+        Raises:
+            ValueError: The projector cannot make that number, or the model reads any resolution.
+        """
+        if tokens_per_image is None:
+            return self.token_grid
+        if self.tiling.is_anyres:
+            raise ValueError(
+                f"tokens_per_image is {tokens_per_image}, and an any-resolution model (resolution: anyres) gives an image as many tokens "
+                "as its size asks for; leave it out"
+            )
+        grid = self.multi_modal_projector.tokens_out(self.config.patch_grid, tokens_per_image)
+        if grid.num_cells != tokens_per_image:
+            raise ValueError(
+                f"projector {self.config.projector['type']} makes {grid.num_cells} tokens of an image, whatever it is asked for, and "
+                f"tokens_per_image is {tokens_per_image}; leave it out"
+            )
+        if self.refusion.has_windows:
+            check_windows(self.multi_modal_projector, grid, self.config.patch_grid)
+        return grid
 
     @can_return_tuple
     def forward(
@@ -135,6 +177,7 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
         encoder_levels: Tensor | None = None,
+        image_sizes: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
@@ -142,15 +185,17 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
         use_cache: bool | None = None,
         mm_encoder_outputs: dict[str, VisionRememberImageFeatures] | None = None,
         is_answer: Tensor | None = None,
+        tokens_per_image: int | None = None,
         output_remember_attentions: bool = False,
         **kwargs,
     ) -> VisionRememberModelOutput:
         """Run the decoder on text and images.
 
         Args:
-            input_ids: long[B, T] with V placeholders per image.
+            input_ids: long[B, T] with V placeholders per image; at any resolution as many as `tiling.layout` says.
             pixel_values: Of all N images, in the order of their placeholders, as `encode` takes them.
             encoder_levels: From `encode`, in place of pixels.
+            image_sizes: As `encode` takes them.
             attention_mask: long[B, T].
             position_ids: long[B, T].
             past_key_values: Cache of earlier chunks.
@@ -158,6 +203,7 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
             use_cache: Return a cache.
             mm_encoder_outputs: `{"image": get_image_features(...)}` in place of images.
             is_answer: bool[B, T], tokens to be learned; methods that drop tokens then decide as they would before the first of them.
+            tokens_per_image: Vision tokens V of every image; None: as many as the projector makes by itself. See `grid_of`.
             output_remember_attentions: Return the attention weights of the insertions.
             **kwargs: For the decoder.
 
@@ -171,22 +217,27 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
         if sum(given is not None for given in (image, pixel_values, encoder_levels)) > 1:
             raise ValueError("give one of pixel_values, encoder_levels and mm_encoder_outputs")
         if pixel_values is not None or encoder_levels is not None:
-            image = self.get_image_features(pixel_values, encoder_levels)
+            image = self.get_image_features(
+                pixel_values, encoder_levels, image_sizes, tokens_per_image=tokens_per_image
+            )
         embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         is_placeholder = self._placeholders(input_ids, embeds)
         tokens = (
             embeds.new_zeros(0, embeds.shape[-1]) if image is None else torch.cat(list(image.pooler_output)).to(embeds)
         )
-        check_counts(is_placeholder, len(tokens), self.token_grid.num_cells)
+        check_counts(is_placeholder, len(tokens), self.grid_of(tokens_per_image).num_cells)
         embeds = embeds.masked_scatter(is_placeholder[..., None], tokens)
         if image is None and self.training and torch.is_grad_enabled() and past_key_values is None:
             # Every rank of a distributed run must use every parameter, also for a batch of text alone.
-            image = self.get_image_features(embeds.new_zeros(1, *self.pixel_shape))
+            one_canvas = torch.tensor([self.tiling.canvas]) if self.tiling.is_anyres else None
+            image = self.get_image_features(embeds.new_zeros(1, *self.pixel_shape), image_sizes=one_canvas)
             embeds = embeds + 0 * image.pooler_output[0].sum()
             image = without_rows(image)
         attentions: dict[int, Tensor] | None = {} if output_remember_attentions else None
         if image is not None and image.deepstack_features is not None:
-            kwargs["refusion"] = state_of_chunk(self, image, is_placeholder, input_ids, attentions=attentions)
+            kwargs["refusion"] = state_of_chunk(
+                self, image, is_placeholder, input_ids, tokens_per_image=tokens_per_image, attentions=attentions
+            )
         elif self.refusion.drops_after is not None:
             kwargs["refusion"] = shortening_of_chunk(
                 is_placeholder, attention_mask, is_answer, has_images=len(tokens) > 0
@@ -209,9 +260,9 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
             else tuple(attentions[layer] for layer in sorted(attentions)),
         )
 
-    def _tokens(self, levels: Tensor) -> Tensor:
+    def _tokens(self, levels: Tensor, num_tokens: int | None = None) -> Tensor:
         """Vision tokens float[N, V, D] of levels float[N, L, P, C]."""
-        tokens = self.multi_modal_projector(self._features(levels, self.multi_modal_projector))
+        tokens = self.multi_modal_projector(self._features(levels, self.multi_modal_projector), num_tokens)
         if self.config.vision_token_rms is not None:
             tokens = nn.functional.rms_norm(tokens, tokens.shape[-1:]) * self.config.vision_token_rms
         return tokens

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature
 
+from vision_remember.model.canvases import stack_views
+
 IGNORED_LABEL = -100
 
 
@@ -19,11 +21,13 @@ class Encoding:
         input_ids: Token ids, T of them, image slots expanded.
         target: True on assistant text and its end token.
         pixel_values: float[n, 3, height, width], one per image in reading order; n may be 0. With views, float[n, 1 + X, 3, height, width].
+        image_sizes: Of an any-resolution model: height and width of each image in pixels.
     """
 
     input_ids: list[int]
     target: list[bool]
     pixel_values: Tensor
+    image_sizes: Sequence[tuple[int, int]] = ()
 
 
 def pad(encodings: Sequence[Encoding], *, pad_token_id: int, side: Literal["left", "right"]) -> BatchFeature:
@@ -36,7 +40,8 @@ def pad(encodings: Sequence[Encoding], *, pad_token_id: int, side: Literal["left
 
     Returns:
         `input_ids` long[B, T], `attention_mask` long[B, T], `labels` long[B, T] (-100 where nothing is to be said), and `pixel_values`
-        float[N, 3, height, width] (with views, [N, 1 + X, 3, height, width]) of all images in order, absent when there is none.
+        float[N, 3, height, width] (with views, [N, 1 + X, 3, height, width]) of all images in order, absent when there is none. At any
+        resolution also `image_sizes` long[N, 2].
 
     Raises:
         ValueError: There is nothing to pad, or the side is neither.
@@ -58,5 +63,23 @@ def pad(encodings: Sequence[Encoding], *, pad_token_id: int, side: Literal["left
         attention_mask[row, span] = 1
         labels[row, span] = torch.where(torch.tensor(encoding.target), ids, IGNORED_LABEL)
     batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+    sizes = [size for encoding in encodings for size in encoding.image_sizes]
+    if sizes:
+        views = stack_views([encoding.pixel_values for encoding in encodings])
+        return BatchFeature(batch | {"pixel_values": views, "image_sizes": torch.tensor(sizes)})
     pixel_values = torch.cat([encoding.pixel_values for encoding in encodings])
     return BatchFeature(batch | ({"pixel_values": pixel_values} if len(pixel_values) else {}))
+
+
+def share_out(images: Sequence, num_texts: int) -> list[list]:
+    """Which images belong to which text: nested lists say so themselves; a flat list serves one text, or one image per text."""
+    images = list(images)
+    if images and all(isinstance(group, (list, tuple)) for group in images):
+        shares = [list(group) for group in images]
+    elif num_texts == 1:
+        shares = [images]
+    else:
+        shares = [[image] for image in images] or [[] for _ in range(num_texts)]
+    if len(shares) != num_texts:
+        raise ValueError(f"{num_texts} texts, images for {len(shares)}; pass one list of images per text")
+    return shares

@@ -59,6 +59,26 @@ class TokenizedChat:
     target: list[bool]
     num_images: int
 
+    def with_lengths(self, lengths: Sequence[int], image_token_id: int) -> "TokenizedChat":
+        """The same with each slot, a single token so far, as long as its image asks for.
+
+        Args:
+            lengths: Vision tokens of each image, in reading order.
+            image_token_id: The placeholder.
+        """
+        waiting = iter(lengths)
+        repeats = [next(waiting) if token == image_token_id else 1 for token in self.input_ids]
+        ids = [token for token, count in zip(self.input_ids, repeats, strict=True) for _ in range(count)]
+        target = [is_said for is_said, count in zip(self.target, repeats, strict=True) for _ in range(count)]
+        return TokenizedChat(input_ids=ids, target=target, num_images=self.num_images)
+
+
+class RenderedChat(str):
+    """A chat rendered for display. It remembers its messages, so `processor(text=rendered)` encodes the structure, not the string."""
+
+    messages: Messages
+    options: dict[str, bool]
+
 
 class ChatTemplate:
     """Turns messages into ids for one tokenizer.
@@ -74,11 +94,11 @@ class ChatTemplate:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, num_image_tokens: int):
         self.num_image_tokens = num_image_tokens
         self.image_token_id, self.start_id, self.end_id = (
-            _token_id(tokenizer, token) for token in (IMAGE_TOKEN, TURN_START, TURN_END)
+            token_id(tokenizer, token) for token in (IMAGE_TOKEN, TURN_START, TURN_END)
         )
         self.pad_id = tokenizer.pad_token_id
         self._control_ids = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
-        self._spelling = _without_added_tokens(tokenizer)
+        self._spelling = without_added_tokens(tokenizer)
         for token in tokenizer.added_tokens_decoder.values():
             self.encode_text(token.content)
 
@@ -198,14 +218,19 @@ def load_tokenizer(text: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    """The id of an added token.
+
+    Raises:
+        ValueError: The tokenizer has none of that name.
+    """
     token_id = tokenizer.get_added_vocab().get(token)
     if token_id is None:
         raise ValueError(f"the tokenizer has no {token} token; load it with VisionRememberProcessor.from_backbones")
     return token_id
 
 
-def _without_added_tokens(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+def without_added_tokens(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     """A copy of the tokenizer's back end that splits on no added token, special or not, and adds none."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state.update(added_tokens=[], post_processor=None, truncation=None, padding=None)

@@ -13,10 +13,13 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from vision_remember.geometry import Grid, encoder_grid
+from vision_remember import plugins
+from vision_remember.geometry import Grid
+from vision_remember.model import encoder
 from vision_remember.model.pixels import pixel_shape
-from vision_remember.projectors import build_projector
+from vision_remember.projectors import build_projector, check_windows, tokens_are_a_set
 from vision_remember.refusion import Backbones, build_refusion
+from vision_remember.tiling import Resolution, Tiling
 
 # What transformers itself may write beside the fields of a config class.
 _LIBRARY_KEYS = {
@@ -44,12 +47,15 @@ class VisionRememberConfig(PreTrainedConfig):
         text_config: Config (or dict) of any registered causal LM that passes keywords through to attention.
         projector: `{"type": file name in projectors/, options}`.
         refusion: `{"type": file name in refusion/, options}`.
+        resolution: Fields of `tiling.Resolution`: how an image of any size reaches the encoder's canvas.
         image_token_id: The placeholder; one per vision token.
-        turn_start_token_id: Opens a chat turn; guided methods look for it.
+        turn_start_token_id: Opens a chat turn; guided methods look for it. None where the chat template marks no turns.
         turn_end_token_id: Closes a chat turn.
         user_header_length: Tokens of "user\\n" after the opening; they are no user text.
         num_prefix_tokens: Tokens an encoder puts before its patches (CLIP's class token: 1; SigLIP: 0); they are dropped.
-        vision_token_rms: Root mean square that every vision token is scaled to before the decoder; None leaves the projector's scale.
+        vision_token_rms: Root mean square that every vision token is scaled to where it enters the decoder, beside the text embeddings as
+            `get_input_embeddings()` gives them. A family that scales inside its embedding layer (Gemma: sqrt(D)) has done so by then; one
+            that scales what enters (Granite: embedding_multiplier) scales both. None leaves the projector's scale, as LLaVA does.
         tie_word_embeddings: As in the text config.
     """
 
@@ -63,9 +69,10 @@ class VisionRememberConfig(PreTrainedConfig):
     text_config: Any = None
     projector: Any = None
     refusion: Any = None
+    resolution: Any = None
     image_token_id: int = 151655
-    turn_start_token_id: int = 151644
-    turn_end_token_id: int = 151645
+    turn_start_token_id: int | None = 151644
+    turn_end_token_id: int | None = 151645
     user_header_length: int = 2
     num_prefix_tokens: int = 1
     vision_token_rms: float | None = None
@@ -73,13 +80,14 @@ class VisionRememberConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         _refuse_unknown(kwargs, known=self.__dataclass_fields__)
-        for room in ("projector", "refusion"):
+        for room in ("projector", "refusion", "resolution"):
             if not isinstance(getattr(self, room), dict | None):
-                raise ValueError(f"{room} must be a dict with 'type', got {getattr(self, room)!r}")
-            if getattr(self, room) and "type" not in getattr(self, room):
+                raise ValueError(f"{room} must be a dict of options, got {getattr(self, room)!r}")
+            if room != "resolution" and getattr(self, room) and "type" not in getattr(self, room):
                 raise ValueError(f"{room} options {getattr(self, room)} lack 'type', a file name in {room}")
         self.projector = _plain(self.projector or {"type": "mlp"})
         self.refusion = _plain(self.refusion or {"type": "none"})
+        self.resolution = _plain(self.resolution or {"mode": "pad"})
         super().__post_init__(**kwargs)
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
         # Levels are hidden states as the layers leave them; a tower's final norm must not slip into the last one.
@@ -90,16 +98,27 @@ class VisionRememberConfig(PreTrainedConfig):
         """Check the plug-ins' options, and their levels and layers against the backbones.
 
         Raises:
-            ValueError: Unknown or misspelt options, a level the encoder lacks, a layer the decoder lacks.
+            ValueError: Unknown or misspelt options, a level the encoder lacks, a layer the decoder lacks, vision tokens without windows.
         """
         super().validate_architecture()
         projector, refusion = self.build_plugins(torch.device("meta"))
         for room, plugin in (("projector", projector), ("refusion", refusion)):
             resolve_levels(plugin.levels, self.vision_config.num_hidden_layers, room)
+        if refusion.has_windows:
+            check_windows(projector, self.token_grid, self.patch_grid)
         depth = self.text_config.num_hidden_layers
         if outside := [layer for layer in refusion.layers if not -1 <= layer < depth]:
             raise ValueError(
                 f"refusion.layers names {outside[0]}, the decoder has {depth} layers; use -1 (before layer 0) to {depth - 1}"
+            )
+        if refusion.needs_guidance and self.turn_start_token_id is None:
+            raise ValueError(
+                "refusion reads the user text of a turn (guidance), and this model's chat template marks no turns; set guidance: false"
+            )
+        if self.tiling.is_anyres and refusion.views:
+            raise ValueError(
+                f"refusion {self.refusion['type']} reads an enlarged page of its own, and resolution: anyres makes tiles of every image; "
+                "choose one of the two"
             )
 
     def build_plugins(self, device: torch.device | None = None) -> tuple[Any, Any]:
@@ -114,12 +133,7 @@ class VisionRememberConfig(PreTrainedConfig):
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of the encoder's canvas in pixels."""
-        if "image_size" not in self.vision_config.to_dict():
-            raise ValueError(
-                f"{self.vision_config.model_type} has no fixed image size; use an encoder with a square canvas"
-            )
-        size = self.vision_config.image_size
-        return (size, size) if isinstance(size, int) else tuple(size)
+        return encoder.image_size(self.vision_config)
 
     @property
     def views(self) -> tuple[Grid, ...]:
@@ -129,19 +143,47 @@ class VisionRememberConfig(PreTrainedConfig):
 
     @property
     def pixel_shape(self) -> tuple[int, ...]:
-        """Shape of the pixels of one image: (3, height, width), or (1 + X, 3, height, width) with X crops of enlarged pages."""
+        """Shape of the pixels of one image: (3, height, width), or (1 + X, 3, height, width) with X crops of enlarged pages.
+
+        An any-resolution model reads up to 1 + X views; the pixels of an image with fewer are filled up.
+        """
+        if self.tiling.is_anyres:
+            return (self.tiling.max_views, 3, *self.image_size)
         return pixel_shape(self.image_size, self.views)
 
     @property
     def patch_grid(self) -> Grid:
         """Grid of the encoder's patches."""
-        return encoder_grid(*self.image_size, self.vision_config.patch_size)
+        return encoder.patch_grid(self.vision_config)
 
     @property
     def token_grid(self) -> Grid:
-        """Grid of one image's vision tokens after the projector."""
+        """Grid of the vision tokens of one canvas after the projector."""
+        return self.tiling.token_grid
+
+    @property
+    def tiling(self) -> Tiling:
+        """What decides where the vision tokens of an image come from, except its size."""
         projector, _ = self.build_plugins(torch.device("meta"))
-        return projector.tokens_out(self.patch_grid)
+        return Tiling(
+            resolution=plugins.strict_config(Resolution, self.resolution, where="resolution"),
+            canvas=self.image_size,
+            token_grid=projector.tokens_out(self.patch_grid),
+            is_set=tokens_are_a_set(projector),
+        )
+
+    @property
+    def processor_options(self) -> dict[str, Any]:
+        """What the processor of this model must know of it, as arguments of `VisionRememberProcessor`."""
+        tiling = self.tiling
+        has_map = tiling.is_anyres and not tiling.is_set
+        return {
+            "num_image_tokens": tiling.token_grid.num_cells,
+            "image_size": tiling.canvas,
+            "views": [(view.height, view.width) for view in self.views],
+            "resolution": self.resolution,
+            "token_grid": [tiling.token_grid.height, tiling.token_grid.width] if has_map else None,
+        }
 
 
 def resolve_levels(levels: Sequence[int], num_layers: int, room: str) -> tuple[int, ...]:
@@ -164,7 +206,11 @@ def resolve_levels(levels: Sequence[int], num_layers: int, room: str) -> tuple[i
 
 def _plain(options: dict) -> dict:
     """Options as JSON gives them back, so that a config equals itself after a round trip."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
+    return {key: _listed(value) for key, value in options.items()}
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _refuse_unknown(keys: Iterable[str], known: Iterable[str]) -> None:

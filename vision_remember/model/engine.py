@@ -55,7 +55,7 @@ class Explanation:
 
     Attributes:
         answer: The answer.
-        image: The page on the encoder's canvas, as the model saw it.
+        image: The page on the encoder's canvas, as the model saw it; of an any-resolution model its base view.
         attention: Decoder layer (-1: before layer 0) -> float[V, H, W], weights over the W patches of every token's window.
         patch_grid: Grid of the encoder's patches.
         token_grid: Grid of the V vision tokens.
@@ -74,26 +74,38 @@ class Engine:
     Args:
         model: Put into eval mode.
         processor: The processor saved with the model.
+        tokens_per_image: Vision tokens V that stand for an image; None: as many as the projector makes by itself.
+
+    Raises:
+        ValueError: The projector cannot make that number.
     """
 
-    def __init__(self, model: VisionRememberForConditionalGeneration, processor: VisionRememberProcessor):
+    def __init__(
+        self,
+        model: VisionRememberForConditionalGeneration,
+        processor: VisionRememberProcessor,
+        *,
+        tokens_per_image: int | None = None,
+    ):
         self.model = model.eval()
-        self.processor = processor
+        self.token_grid = model.model.grid_of(tokens_per_image)
+        self.processor = processor.at(tokens_per_image)
         ends = model.generation_config.eos_token_id or []
         self._end_ids = sorted({processor.template.end_id, *([ends] if isinstance(ends, int) else ends)})
 
     @classmethod
-    def load(cls, path: str | Path, *, device: str | None = None) -> "Engine":
+    def load(cls, path: str | Path, *, device: str | None = None, tokens_per_image: int | None = None) -> "Engine":
         """Load a model and its processor.
 
         Args:
             path: A folder or hub id with what `save_pretrained` of model and processor wrote, or `embedded/NAME`.
             device: None takes the first GPU if there is one, else the CPU.
+            tokens_per_image: Vision tokens V that stand for an image; None: as many as the projector makes by itself.
         """
         path = model_path(path)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model = VisionRememberForConditionalGeneration.from_pretrained(path).to(device)
-        return cls(model, VisionRememberProcessor.from_pretrained(path))
+        return cls(model, VisionRememberProcessor.from_pretrained(path), tokens_per_image=tokens_per_image)
 
     def ask(self, image: Image.Image | bytes | str | Path, question: str) -> str:
         """Ask one question about one image.
@@ -198,10 +210,11 @@ class Engine:
             answer=answer,
             image=self.processor.canvases(self.processor.images_of(*request))[0],
             attention={
-                layer: weights.cpu() for layer, weights in zip(sorted(model.refusion.layers), recorded, strict=True)
+                layer: weights[: self.token_grid.num_cells].cpu()  # the base view comes first
+                for layer, weights in zip(sorted(model.refusion.layers), recorded, strict=True)
             },
             patch_grid=model.config.patch_grid,
-            token_grid=model.token_grid,
+            token_grid=self.token_grid,
         )
 
     def _inputs(self, requests: Sequence[Request], max_new_tokens: int) -> BatchFeature:
@@ -239,5 +252,11 @@ class Engine:
         return next((ids[: place + 1] for place, token in enumerate(ids) if token in self._end_ids), ids)
 
     def _text(self, ids: list[int]) -> str:
-        text = self.processor.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        # Tokenizers that fall back to bytes spoil whole characters beside an unfinished one, so its tokens are left out, at most three.
+        for count in range(len(ids), max(len(ids) - 4, -1), -1):
+            text = self.processor.tokenizer.decode(
+                ids[:count], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+            if not text.endswith(UNFINISHED):
+                return text
         return text.rstrip(UNFINISHED)

@@ -52,20 +52,22 @@ def without_weights(config: VisionRememberConfig) -> VisionRememberForConditiona
             setattr(module, name, nn.Parameter(zeros, requires_grad=False))
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, torch.zeros_like(buffer, device="cpu"))
+    model.tie_weights()  # a tied head is the embedding again
     return model.eval()
 
 
-def prompt_ids(config: VisionRememberConfig, num_text_tokens: int) -> Tensor:
+def prompt_ids(config: VisionRememberConfig, num_text_tokens: int, num_image_tokens: int | None = None) -> Tensor:
     """Token ids of a page and a question about it, in one user turn: ``long[1, V + num_text_tokens]``.
 
     Args:
         config: Of the model that will read it.
         num_text_tokens: Every token that is no vision token, the control tokens of the turn included.
+        num_image_tokens: Vision tokens V; None: as many as the projector makes by itself.
     """
-    header = [config.turn_start_token_id, *[0] * config.user_header_length]
-    vision = [config.image_token_id] * config.token_grid.num_cells
+    header = [config.turn_start_token_id or 0, *[0] * config.user_header_length]
+    vision = [config.image_token_id] * (num_image_tokens or config.token_grid.num_cells)
     question = [0] * (num_text_tokens - len(header) - 1)
-    return torch.tensor([[*header, *vision, *question, config.turn_end_token_id]])
+    return torch.tensor([[*header, *vision, *question, config.turn_end_token_id or 0]])
 
 
 class _ShapesAlone(TorchDispatchMode):

@@ -36,4 +36,5 @@ def _part(name: str) -> str:
     steps = name.split(".")
     if "refusion" in steps or "refusion_before" in steps:
         return "refusion"
-    return {"vision_tower": "encoder", "multi_modal_projector": "projector"}.get(steps[1], "language_model")
+    parts = {"vision_tower": "encoder", "multi_modal_projector": "projector", "image_newline": "projector"}
+    return parts.get(steps[1], "language_model")

@@ -1,8 +1,10 @@
 """From an image part of a message to the square canvas an encoder takes: one decoder, one geometry, nothing fetched.
 
-A page is fitted whole onto the encoder's canvas (long side resized, the rest filled with the encoder's mean colour, as LLaVA-1.5's
-`expand2square`), because a centre crop would cut off the text at its edges. Resizing comes before padding, so a very long strip never
-grows into a huge square. The same canvas is made in training, evaluation and serving, and its offsets place evidence boxes in plots.
+Unless the model says otherwise, a page is fitted whole onto the encoder's canvas (long side resized, the rest filled with the encoder's
+mean colour, as LLaVA-1.5's `expand2square`), because a centre crop would cut off the text at its edges. Resizing comes before padding, so
+a very long strip never grows into a huge square. The same canvas is made in training, evaluation and serving, and its offsets place
+evidence boxes in plots. The other modes are those of `tiling.Resolution`; how LLaVA's checkpoints rounded is kept, so that a converted
+model sees the same pixels.
 """
 
 import base64
@@ -11,13 +13,39 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
+from transformers import AutoImageProcessor, ViTImageProcessorPil
 from transformers.image_processing_utils import BaseImageProcessor
 
 from vision_remember.data.images import decode_image
 from vision_remember.geometry import Grid
+from vision_remember.tiling import Layout, Size, content
 
 PAYLOAD_KEYS = ("image", "path", "url", "base64")
 PAGE = Grid(1, 1)  # the view that every encoder sees
+
+
+def load_image_processor(vision: str) -> BaseImageProcessor:
+    """An encoder's own image processor, or, where that needs torchvision (DINOv3), a plain one with its mean, spread and filter.
+
+    Args:
+        vision: Folder or hub id of the encoder.
+    """
+    try:
+        return AutoImageProcessor.from_pretrained(vision, backend="pil")
+    except ImportError:
+        return ViTImageProcessorPil.from_pretrained(vision)
+
+
+def frames_as_images(messages: Sequence[dict]) -> list[dict]:
+    """A conversation whose videos are images: each frame of `{"type": "video", "frames": [...]}` becomes an image part of its own.
+
+    Args:
+        messages: Hugging Face chat format. A frame is what an image part may carry under `image`: a PIL image, bytes or a file path.
+
+    Raises:
+        ValueError: A video without frames; names `messages[i].content[j]`.
+    """
+    return [_with_frames(message, number) for number, message in enumerate(messages)]
 
 
 def carried_images(messages: Sequence[dict]) -> list[Image.Image]:
@@ -79,6 +107,11 @@ def as_rgb(image: Image.Image | bytes | str | Path, where: str) -> Image.Image:
         raise ValueError(f"{where}: {error}") from None
 
 
+def all_rgb(images: Sequence[Image.Image]) -> list[Image.Image]:
+    """RGB images; the first that cannot be read is named by its place."""
+    return [as_rgb(image, f"images[{index}]") for index, image in enumerate(images)]
+
+
 def fit(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int, int, int]:
     """Where an image lands on the encoder's canvas.
 
@@ -109,7 +142,9 @@ def pixel_shape(image_size: Sequence[int], views: Sequence[Grid]) -> tuple[int, 
     return (*((1 + num_crops,) if num_crops else ()), 3, *image_size)
 
 
-def crops(image: Image.Image, view: Grid, canvas: tuple[int, int], processor: BaseImageProcessor) -> list[Image.Image]:
+def crops(
+    image: Image.Image, view: Grid, canvas: tuple[int, int], processor: BaseImageProcessor, mode: str = "pad"
+) -> list[Image.Image]:
     """The page enlarged over a grid of canvases, as crops of one canvas each, row by row; `PAGE` is the page itself.
 
     Args:
@@ -117,26 +152,95 @@ def crops(image: Image.Image, view: Grid, canvas: tuple[int, int], processor: Ba
         view: Rows and columns of canvases.
         canvas: Width and height of one canvas in pixels.
         processor: The encoder's image processor; its mean and resampling filter are used.
+        mode: `pad`, `resize` or `crop`, as in `tiling.Resolution`.
     """
-    width, height = canvas
-    enlarged = place_on_canvas(image, (view.width * width, view.height * height), processor)
-    corners = [(column * width, row * height) for row in range(view.height) for column in range(view.width)]
-    return [enlarged.crop((left, top, left + width, top + height)) for left, top in corners]
+    size = (view.width * canvas[0], view.height * canvas[1])
+    return _cut(place_on_canvas(image, size, processor, mode), view, canvas)
 
 
-def place_on_canvas(image: Image.Image, canvas: tuple[int, int], processor: BaseImageProcessor) -> Image.Image:
-    """Fit an RGB image onto a canvas filled with the encoder's mean colour.
+def tiles(
+    image: Image.Image, layout: Layout, canvas: tuple[int, int], processor: BaseImageProcessor
+) -> list[Image.Image]:
+    """The tiles of an any-resolution image: fitted onto the layout's canvas, centred on black, cut row by row.
+
+    Args:
+        image: Any size.
+        layout: Of an image of this size.
+        canvas: Width and height of one tile in pixels.
+        processor: The encoder's image processor; its resampling filter is used.
+
+    Source: transformers `models/llava_next/image_processing_pil_llava_next.py`, `get_image_patches`.
+    """
+    if layout.tiles is None:
+        return []
+    top, left, height, width = content(size_of(image), layout.canvas)
+    background = Image.new("RGB", layout.canvas[::-1])
+    background.paste(_resized(image, (width, height), processor), (left, top))
+    return _cut(background, layout.tiles, canvas)
+
+
+def place_on_canvas(
+    image: Image.Image, canvas: tuple[int, int], processor: BaseImageProcessor, mode: str = "pad"
+) -> Image.Image:
+    """Bring an RGB image onto a canvas.
 
     Args:
         image: Any size.
         canvas: Width and height in pixels.
         processor: The encoder's image processor; its mean and resampling filter are used.
+        mode: `pad` fits it whole and fills the rest with the mean colour, `resize` stretches it, `crop` fills the canvas and cuts.
     """
+    if mode == "resize":
+        return _resized(image, canvas, processor)
+    if mode == "crop":
+        width, height = _covering(image.size, canvas)
+        left, top = (width - canvas[0]) // 2, (height - canvas[1]) // 2
+        return _resized(image, (width, height), processor).crop((left, top, left + canvas[0], top + canvas[1]))
     left, top, width, height = fit(image.size, canvas)
-    if (width, height) != image.size:
-        image = image.resize((width, height), Image.Resampling(processor.resample))
+    image = _resized(image, (width, height), processor)
     if image.size == canvas:
         return image
     background = Image.new("RGB", canvas, tuple(round(255 * channel) for channel in processor.image_mean))
     background.paste(image, (left, top))
     return background
+
+
+def size_of(image: Image.Image) -> Size:
+    """Height and width of an image in pixels."""
+    return image.height, image.width
+
+
+def _with_frames(message: dict, number: int) -> dict:
+    content = message.get("content") if isinstance(message, dict) else None
+    if not isinstance(content, (list, tuple)):
+        return message
+    parts: list = []
+    for index, part in enumerate(content):
+        if not isinstance(part, dict) or part.get("type") != "video":
+            parts.append(part)
+            continue
+        frames = part.get("frames")
+        if not isinstance(frames, (list, tuple)) or not frames:
+            raise ValueError(
+                f"messages[{number}].content[{index}] is a video without frames; there is no video decoder here, give the frames: "
+                "{'type': 'video', 'frames': [image, ...]}"
+            )
+        parts += [{"type": "image", "image": frame} for frame in frames]
+    return {**message, "content": parts}
+
+
+def _cut(page: Image.Image, view: Grid, canvas: tuple[int, int]) -> list[Image.Image]:
+    width, height = canvas
+    corners = [(column * width, row * height) for row in range(view.height) for column in range(view.width)]
+    return [page.crop((left, top, left + width, top + height)) for left, top in corners]
+
+
+def _covering(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
+    """Width and height of an image that just covers a canvas; rounded down, as CLIP's processor does."""
+    if size[0] * canvas[1] <= size[1] * canvas[0]:
+        return canvas[0], size[1] * canvas[0] // size[0]
+    return size[0] * canvas[1] // size[1], canvas[1]
+
+
+def _resized(image: Image.Image, size: tuple[int, int], processor: BaseImageProcessor) -> Image.Image:
+    return image if image.size == size else image.resize(size, Image.Resampling(processor.resample))

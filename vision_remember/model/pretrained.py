@@ -3,9 +3,12 @@
 Source: layout and names follow transformers/models/llava_next/modeling_llava_next.py.
 """
 
+from typing import Any
+
 from transformers import PreTrainedModel
 
 from vision_remember.model.configuration import VisionRememberConfig
+from vision_remember.model.quantization import sparing_our_modules
 
 
 class VisionRememberPreTrainedModel(PreTrainedModel):
@@ -23,13 +26,21 @@ class VisionRememberPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
 
     @classmethod
-    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+    def from_pretrained(cls, *args, output_loading_info: bool = False, quantization_config: Any = None, **kwargs):
         """Load a saved model from safetensors.
+
+        Args:
+            *args: As `transformers` takes them.
+            output_loading_info: Also return what was found in the files.
+            quantization_config: Of `transformers`; re-fusion, projector and head keep the dtype of the model (`quantization.py`).
+            **kwargs: As `transformers` takes them.
 
         Raises:
             ValueError: The weights do not belong to the config; names the first parameter at fault.
         """
         kwargs.setdefault("use_safetensors", True)
+        if quantization_config is not None:
+            kwargs["quantization_config"] = sparing_our_modules(quantization_config)
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if names := sorted(map(str, info[fault])):

@@ -1,50 +1,50 @@
 """The processor: messages and images in, ids and pixels out, by one path for training, evaluation and serving.
 
-`encode` makes one conversation, `pad` a batch; `apply_chat_template` and `__call__` are the Hugging Face doors to the same two steps.
+`encode` makes one conversation, `pad` a batch; the Hugging Face doors to the same two steps are in `doors.py`.
 Image slots come from structured parts only (see `chat.py`): no text, whoever wrote it, can open one.
 """
 
+import copy
+import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor, BatchFeature, ProcessorMixin
-from transformers.processing_utils import MultiModalData
+from transformers import BatchFeature
 
+from vision_remember import plugins
 from vision_remember.geometry import Grid
-from vision_remember.model.batch import IGNORED_LABEL, Encoding, pad
+from vision_remember.model.batch import Encoding, pad
+from vision_remember.model.canvases import Canvases
 from vision_remember.model.chat import (
     CHAT_TEMPLATE,
     IMAGE_TOKEN,
     ChatTemplate,
     Messages,
-    first_question,
     load_tokenizer,
 )
 from vision_remember.model.configuration import VisionRememberConfig
+from vision_remember.model.doors import ProcessorDoors
 from vision_remember.model.embedded import model_path
-from vision_remember.model.pixels import PAGE, as_rgb, carried_images, crops, pixel_shape
+from vision_remember.model.kept_template import KeptTemplate
+from vision_remember.model.pixels import all_rgb, carried_images, frames_as_images, load_image_processor, size_of
+from vision_remember.tiling import Resolution, Tiling
 
 
-class RenderedChat(str):
-    """A chat rendered for display. It remembers its messages, so `processor(text=rendered)` encodes the structure, not the string."""
-
-    messages: Messages
-    options: dict[str, bool]
-
-
-class VisionRememberProcessor(ProcessorMixin):
+class VisionRememberProcessor(ProcessorDoors):
     """Image processor, tokenizer and id-level chat template of one model.
 
     Args:
         image_processor: The encoder's own.
         tokenizer: The language model's own, with the control tokens added (`load_tokenizer`).
-        num_image_tokens: Vision tokens V per image, after the projector.
+        num_image_tokens: Vision tokens V per canvas, after the projector.
         image_size: Height and width of the encoder's canvas in pixels.
         views: Rows and columns of canvases of every enlarged page that the model reads beside the page itself.
-        chat_template: Must be `CHAT_TEMPLATE`; it is stored beside the model for tools that display chats.
+        resolution: Fields of `tiling.Resolution`.
+        token_grid: Rows and columns of the V tokens; None where they are a set, or where no tiles are laid together.
+        keeps_template: Whether `chat_template` is another model's own and stays in use (`kept_template.py`).
+        chat_template: Otherwise `CHAT_TEMPLATE`; it is stored beside the model for tools that display chats.
     """
 
     def __init__(
@@ -54,19 +54,41 @@ class VisionRememberProcessor(ProcessorMixin):
         num_image_tokens=None,
         image_size=None,
         views=(),
+        resolution=None,
+        token_grid=None,
+        keeps_template=False,
         chat_template=None,
     ):
-        if chat_template not in (None, CHAT_TEMPLATE):
+        if not keeps_template and chat_template not in (None, CHAT_TEMPLATE):
             raise ValueError(
                 "a changed chat_template would not reach the model: the template works on ids (model/chat.py)"
             )
-        super().__init__(image_processor, tokenizer, chat_template=CHAT_TEMPLATE)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template if keeps_template else CHAT_TEMPLATE)
         self.num_image_tokens = num_image_tokens
         self.image_size = list(image_size)
         self.views = [list(view) for view in views]
+        self.resolution = resolution or {"mode": "pad"}
+        self.token_grid = token_grid
+        self.keeps_template = keeps_template
+        self.tokens_per_image = None  # see `at`
+        tokenizer.padding_side = "left"  # not saved with a tokenizer, and a pipeline pads its batches by it
         self.image_token = IMAGE_TOKEN
-        self.template = ChatTemplate(tokenizer, num_image_tokens)
+        self.tiling = Tiling(
+            resolution=plugins.strict_config(Resolution, self.resolution, where="resolution"),
+            canvas=(self.image_size[0], self.image_size[1]),
+            token_grid=Grid(1, num_image_tokens) if token_grid is None else Grid(*token_grid),
+            is_set=token_grid is None,
+        )
+        # At any resolution a slot becomes as many tokens as its image asks for, once that is known.
+        length = 1 if self.tiling.is_anyres else num_image_tokens
+        if keeps_template:
+            self.template = KeptTemplate(tokenizer, chat_template, length)
+        else:
+            self.template = ChatTemplate(tokenizer, length)
         self.image_token_id = self.template.image_token_id
+        self._canvases = Canvases(
+            image_processor=image_processor, tiling=self.tiling, views=tuple(Grid(*view) for view in self.views)
+        )
 
     @classmethod
     def from_backbones(cls, vision: str, text: str, config: VisionRememberConfig) -> "VisionRememberProcessor":
@@ -81,19 +103,32 @@ class VisionRememberProcessor(ProcessorMixin):
             ValueError: The tokenizer is not the one the model was assembled with.
         """
         vision, text = model_path(vision), model_path(text)
-        processor = cls(
-            AutoImageProcessor.from_pretrained(vision, backend="pil"),
-            load_tokenizer(text),
-            num_image_tokens=config.token_grid.num_cells,
-            image_size=config.image_size,
-            views=[(view.height, view.width) for view in config.views],
-        )
+        processor = cls(load_image_processor(vision), load_tokenizer(text), **config.processor_options)
         if processor.image_token_id != config.image_token_id:
             raise ValueError(
                 f"the tokenizer of {text} places {IMAGE_TOKEN} at {processor.image_token_id}, the model expects "
                 f"{config.image_token_id}; use the language model the model was assembled from"
             )
         return processor
+
+    def at(self, tokens_per_image: int | None) -> "VisionRememberProcessor":
+        """The same processor with another number of vision tokens per image, which its batches tell the model; None: itself.
+
+        Raises:
+            ValueError: The model reads any resolution, where an image has as many tokens as its size asks for.
+        """
+        if tokens_per_image is None:
+            return self
+        if self.tiling.is_anyres:
+            raise ValueError(
+                f"tokens_per_image is {tokens_per_image}, and an any-resolution model (resolution: anyres) gives an image as many tokens "
+                "as its size asks for; leave it out"
+            )
+        other = copy.copy(self)
+        other.template = copy.copy(self.template)
+        other.tiling = dataclasses.replace(self.tiling, token_grid=Grid(1, tokens_per_image))
+        other.tokens_per_image = other.num_image_tokens = other.template.num_image_tokens = tokens_per_image
+        return other
 
     def encode(
         self,
@@ -114,17 +149,24 @@ class VisionRememberProcessor(ProcessorMixin):
         Raises:
             ValueError: Slots and images disagree (with both counts), or a message is malformed.
         """
+        messages = frames_as_images(messages)
         chat = self.template.encode(
             messages, add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message
         )
         images = self.images_of(messages, images)
         if chat.num_images != len(images):
             raise ValueError(f"{chat.num_images} image slots in the messages, {len(images)} images given")
-        return Encoding(input_ids=chat.input_ids, target=chat.target, pixel_values=self.pixels(images))
+        images = all_rgb(images)
+        sizes = [size_of(image) for image in images] if self.tiling.is_anyres else []
+        if sizes:
+            chat = chat.with_lengths([self.tiling.layout(size).num_tokens for size in sizes], self.image_token_id)
+        return Encoding(
+            input_ids=chat.input_ids, target=chat.target, pixel_values=self._canvases.pixels(images), image_sizes=sizes
+        )
 
     def images_of(self, messages: Messages, images: Sequence[Image.Image] | None = None) -> Sequence[Image.Image]:
         """The images of a conversation in reading order: those given beside the messages, or those that the parts carry."""
-        carried = carried_images(messages)
+        carried = carried_images(frames_as_images(messages))
         if images and carried:
             raise ValueError(
                 f"{len(carried)} images inside the messages and {len(images)} beside them; pass one or the other"
@@ -132,18 +174,12 @@ class VisionRememberProcessor(ProcessorMixin):
         return images or carried
 
     def canvases(self, images: Sequence[Image.Image]) -> list[Image.Image]:
-        """RGB images as the encoder sees them, each fitted whole onto its canvas."""
-        return self._crops(images, [PAGE])
+        """RGB images as the encoder sees them, each whole on one canvas (cut, where the model's resolution says `crop`)."""
+        return [self._canvases.base(image) for image in all_rgb(images)]
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """Pixels of n images, float[n, 3, height, width]; with views float[n, 1 + X, 3, height, width], the page before its X crops."""
-        views = [Grid(*view) for view in self.views]
-        shape = pixel_shape(self.image_size, views)
-        if not images:
-            return torch.empty(0, *shape)
-        canvases = self._crops(images, [PAGE, *views])
-        pixels = self.image_processor(canvases, return_tensors="pt", do_resize=False)["pixel_values"]
-        return pixels.reshape(len(images), *shape)
+        return self._canvases.pixels(all_rgb(images))
 
     def pad(self, encodings: Sequence[Encoding], *, side: Literal["left", "right"]) -> BatchFeature:
         """Pad conversations into a batch.
@@ -154,135 +190,8 @@ class VisionRememberProcessor(ProcessorMixin):
 
         Returns:
             `input_ids` long[B, T], `attention_mask` long[B, T], `labels` long[B, T] (-100 where nothing is to be said), and
-            `pixel_values` of all N images in order, as `pixels` makes them, absent when there is none.
+            `pixel_values` of all N images in order, as `pixels` makes them, absent when there is none; at any resolution also
+            `image_sizes` long[N, 2]; `at` adds its number.
         """
-        return pad(encodings, pad_token_id=self.template.pad_id, side=side)
-
-    def __call__(
-        self, images=None, text=None, *, return_tensors="pt", padding=True, add_generation_prompt=True
-    ) -> BatchFeature:
-        """Prepare prompts of one question each (`first_question`): the images first, then the text, taken word for word.
-
-        Args:
-            images: One image, or a list for one text, or a list of lists for several texts.
-            text: One text or a list. What `apply_chat_template(tokenize=False)` returned is encoded as the chat it came from.
-            return_tensors: "pt".
-            padding: True: a batch is always padded, on the left.
-            add_generation_prompt: Open the assistant turn after a plain text.
-
-        Returns:
-            `input_ids`, `attention_mask` and `pixel_values`; only the last when there is no text.
-        """
-        _only_tensors(return_tensors, padding)
-        images = [] if images is None else images if isinstance(images, (list, tuple)) else [images]
-        if text is None:
-            return BatchFeature({"pixel_values": self.pixels(images)})
-        texts = [text] if isinstance(text, str) else list(text)
-        encodings = [
-            self.encode(text.messages, own or None, **text.options)
-            if isinstance(text, RenderedChat)
-            else self.encode(first_question(text, len(own)), own, add_generation_prompt=add_generation_prompt)
-            for text, own in zip(texts, _share_out(images, len(texts)), strict=True)
-        ]
-        return self._inputs(encodings)
-
-    def apply_chat_template(
-        self,
-        conversation,
-        chat_template=None,
-        *,
-        tools=None,
-        documents=None,
-        add_generation_prompt=False,
-        continue_final_message=False,
-        return_assistant_tokens_mask=False,
-        tokenize=False,
-        return_tensors="pt",
-        return_dict=False,
-        processor_kwargs=None,
-        sanitize_control_tokens=True,
-    ):
-        """Encode one conversation or a batch of them (left-padded), as `transformers` calls it.
-
-        Args:
-            conversation: Messages, or a list of conversations.
-            chat_template: Must be left out; the template works on ids.
-            tools: Must be left out; tool calls have no place in the template.
-            documents: Must be left out, as tools.
-            add_generation_prompt: End with the opening of an assistant turn.
-            continue_final_message: Leave the last turn open.
-            return_assistant_tokens_mask: Also return `assistant_masks` long[B, T], 1 on what the assistant says.
-            tokenize: False returns the chat as a string to display; pass it on to `processor(text=...)` unchanged.
-            return_tensors: "pt".
-            return_dict: False returns `input_ids` alone.
-            processor_kwargs: May hold `images` (as in `__call__`) and `padding=True`.
-            sanitize_control_tokens: True; text is always ordinary text here.
-
-        Raises:
-            ValueError: An option this template cannot honour.
-        """
-        options = dict(processor_kwargs or {})
-        images = options.pop("images", None)
-        _only_tensors(return_tensors, options.pop("padding", True))
-        refused = {"chat_template": chat_template, "tools": tools, "documents": documents, **options}
-        if unusable := [name for name, value in refused.items() if value is not None]:
-            raise ValueError(f"apply_chat_template cannot honour {', '.join(unusable)}: the template works on ids")
-        if not sanitize_control_tokens:
-            raise ValueError("sanitize_control_tokens=False is refused: text never becomes a control token")
-        is_batch = bool(conversation) and isinstance(conversation[0], (list, tuple))
-        chats = list(conversation) if is_batch else [conversation]
-        open_end = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
-        if not tokenize:
-            rendered = [self._render(chat, open_end) for chat in chats]
-            return rendered if is_batch else rendered[0]
-        shares = [None] * len(chats) if images is None else _share_out(images, len(chats))
-        encodings = [self.encode(chat, own, **open_end) for chat, own in zip(chats, shares, strict=True)]
-        inputs = self._inputs(encodings, with_assistant_masks=return_assistant_tokens_mask)
-        return inputs if return_dict else inputs["input_ids"]
-
-    def _get_num_multimodal_tokens(self, image_sizes=None) -> MultiModalData:
-        """Token counts that serving engines ask for before they have an image."""
-        count = len(image_sizes or [])
-        return MultiModalData(num_image_tokens=[self.num_image_tokens] * count, num_image_patches=[1] * count)
-
-    def _crops(self, images: Sequence[Image.Image], views: Sequence[Grid]) -> list[Image.Image]:
-        height, width = self.image_size
-        rgb = (as_rgb(image, f"images[{index}]") for index, image in enumerate(images))
-        return [
-            crop
-            for image in rgb
-            for view in views
-            for crop in crops(image, view, (width, height), self.image_processor)
-        ]
-
-    def _inputs(self, encodings: Sequence[Encoding], *, with_assistant_masks: bool = False) -> BatchFeature:
-        batch = self.pad(encodings, side="left")
-        labels = batch.pop("labels")
-        if with_assistant_masks:
-            batch["assistant_masks"] = (labels != IGNORED_LABEL).long()
-        return batch
-
-    def _render(self, messages: Messages, options: dict[str, bool]) -> RenderedChat:
-        self.template.encode(messages)
-        rendered = RenderedChat(super().apply_chat_template(messages, tokenize=False, **options))
-        rendered.messages, rendered.options = messages, options
-        return rendered
-
-
-def _share_out(images: Sequence, num_texts: int) -> list[list]:
-    """Which images belong to which text: nested lists say so themselves; a flat list serves one text, or one image per text."""
-    images = list(images)
-    if images and all(isinstance(group, (list, tuple)) for group in images):
-        shares = [list(group) for group in images]
-    elif num_texts == 1:
-        shares = [images]
-    else:
-        shares = [[image] for image in images] or [[] for _ in range(num_texts)]
-    if len(shares) != num_texts:
-        raise ValueError(f"{num_texts} texts, images for {len(shares)}; pass one list of images per text")
-    return shares
-
-
-def _only_tensors(return_tensors: str | None, padding: bool) -> None:
-    if return_tensors not in ("pt", "auto", None) or padding is not True:
-        raise ValueError("batches are padded torch tensors: return_tensors='pt', padding=True")
+        told = {} if self.tokens_per_image is None else {"tokens_per_image": self.tokens_per_image}
+        return BatchFeature(pad(encodings, pad_token_id=self.template.pad_id, side=side) | told)

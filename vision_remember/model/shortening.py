@@ -13,7 +13,7 @@ from vision_remember.refusion import Shortening
 
 
 def shortening_of_chunk(
-    is_placeholder: Tensor, attention_mask: Tensor | None, is_answer: Tensor | None, *, has_images: bool
+    is_placeholder: Tensor, attention_mask: Tensor | dict | None, is_answer: Tensor | None, *, has_images: bool
 ) -> Shortening:
     """The state of one call of the decoder.
 
@@ -29,6 +29,10 @@ def shortening_of_chunk(
     Raises:
         ValueError: The mask is not one of tokens and padding.
     """
+    if isinstance(attention_mask, dict):  # ready masks, which `generate` makes for caches that it could compile
+        raise ValueError(
+            "a method that drops tokens shortens its cache; use the default dynamic cache, no static or sliding one"
+        )
     if attention_mask is not None and attention_mask.ndim != 2:
         raise ValueError(
             f"a method that drops tokens reads an attention_mask [B, T], got {list(attention_mask.shape)}; give the mask of the padding"

@@ -59,6 +59,8 @@ class Mqt(nn.Module):
     """One attention of nested queries over the patches, then one matrix to the LLM's width."""
 
     pos_embed: Tensor
+    tokens_are_a_set = True
+    anchored_counts = (4, 16, 36, 64, 144, 256)
 
     def __init__(self, config: Config, feature_width: int, text_width: int) -> None:
         super().__init__()
@@ -86,9 +88,11 @@ class Mqt(nn.Module):
         """The first ``num_tokens`` tokens, ``float[B, V, D]``; patches marked invalid are not seen."""
         m = self._num_tokens(num_tokens)
         x = features.level(self.config.level)
+        # A model that is loaded in another dtype keeps the table in float32.
+        positions = self.pos_embed.to(self.query.dtype)
         q, k, v = self.attention.heads(
-            self.query_norm(self.query[:m] + self.pos_embed[:m]),
-            self.key_norm(self._key_positions(features.grid)),
+            self.query_norm(self.query[:m] + positions[:m]),
+            self.key_norm(self._over_patches(positions, features.grid)),
             self.value_norm(x),
         )  # [m, H, K], [P, H, K], [B, P, H, K]
         v = v.transpose(1, 2)  # [B, H, P, K]
@@ -127,12 +131,12 @@ class Mqt(nn.Module):
             raise ValueError(f"mqt has {self.config.num_queries} queries, it cannot make {m} tokens; ask for fewer")
         return m
 
-    def _key_positions(self, grid: Grid) -> Tensor:
-        """The position table laid over the patches, ``float[P, C]``."""
-        table = to_map(self.pos_embed[None], Grid(self.side, self.side))
+    def _over_patches(self, positions: Tensor, grid: Grid) -> Tensor:
+        """The position table ``float[num_queries, C]`` laid over the patches, ``float[P, C]``."""
+        table = to_map(positions[None], Grid(self.side, self.side))
         table = table.to(torch.promote_types(table.dtype, torch.float32))
         table = F.interpolate(table, size=(grid.height, grid.width), mode="bicubic", align_corners=False)
-        return from_map(table)[0].to(self.pos_embed.dtype)
+        return from_map(table)[0].to(positions.dtype)
 
 
 def sine_positions(side: int, width: int) -> Tensor:

@@ -28,7 +28,8 @@ class Config:
     """Options of ``pixel_shuffle``.
 
     Attributes:
-        level: The encoder's ``hidden_states`` index it reads.
+        level: The encoder's ``hidden_states`` index it reads. In Idefics3 and SmolVLM that is the last one behind the encoder's
+            final norm, which no hidden state has passed.
         scale: Patches per token along each side; must divide the grid.
         head: ``"internvl"`` is ``LayerNorm -> Linear -> GELU -> Linear``, ``"idefics3"`` one linear without bias.
     """

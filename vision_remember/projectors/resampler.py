@@ -31,7 +31,8 @@ class Config:
     """Options of ``resampler``.
 
     Attributes:
-        level: The encoder's ``hidden_states`` index it reads.
+        level: The encoder's ``hidden_states`` index it reads. In Idefics2 that is the last one behind the encoder's final norm,
+            which no hidden state has passed.
         num_latents: Tokens it makes.
         depth: Layers.
         num_heads: Attention heads.
@@ -64,6 +65,8 @@ class Config:
 
 class Resampler(nn.Module):
     """A gated projection of the patches, then layers of latents that attend to them."""
+
+    tokens_are_a_set = True
 
     def __init__(self, config: Config, feature_width: int, text_width: int) -> None:
         super().__init__()

@@ -8,6 +8,8 @@ memory row per vision token, and makes an :class:`Insertion` for every decoder l
     attach(language_model, refusion)
     memory = refusion.memory(features, token_grid)                 # once per image
     language_model(inputs_embeds=..., refusion=RefusionState(...)) # rows of the vision tokens of this chunk
+
+Where weights were published, the module that has them, method or insertion, takes them with ``load_original(state_dict)``.
 """
 
 from collections.abc import Mapping
@@ -81,6 +83,7 @@ class Method(nn.Module):
         levels: The encoder's ``hidden_states`` that it reads.
         views: Enlarged pages that it wants beside the page itself, each as a grid of canvases: ``Grid(2, 2)`` is the page at
             twice the size, cut into four crops, row by row. Every crop passes encoder and projector as the page does.
+        has_windows: Whether each token looks into its own window of the patches, and so needs a place among them.
         needs_whole_images: Whether a prefill chunk must not cut an image.
         needs_guidance: Whether it reads the user text of each image's own turn.
         drops_after: The decoder layer after which it drops tokens, so that all layers above run on a shorter sequence; None for
@@ -90,6 +93,7 @@ class Method(nn.Module):
     layers: tuple[int, ...] = ()
     levels: tuple[int, ...] = ()
     views: tuple[Grid, ...] = ()
+    has_windows: bool = False
     needs_whole_images: bool = False
     needs_guidance: bool = False
     drops_after: int | None = None

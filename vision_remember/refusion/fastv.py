@@ -24,7 +24,7 @@ from torch import Tensor
 from vision_remember.plugins import Origin
 from vision_remember.refusion import Backbones, Insertion, Method, Shortening
 
-ORIGIN = Origin(paper="arXiv 2403.06764", code="pkunlp-icler/FastV", licence="unstated")
+ORIGIN = Origin(paper="arXiv 2403.06764", code="pkunlp-icler/FastV", licence="none stated")
 
 
 @dataclass(frozen=True, kw_only=True)

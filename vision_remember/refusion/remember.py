@@ -76,7 +76,7 @@ class VisionRemember(Method):
         super().__init__(config, backbones.with_heads(config.num_heads, config.num_kv_heads))
         self.layers = config.layers or tuple(sorted({backbones.decoder_layers * k // 6 for k in (0, 1, 2)}))
         self.levels = config.levels or tuple(sorted({backbones.encoder_layers * k // 24 for k in (13, 18, 23)}))
-        self.needs_whole_images, self.needs_guidance = config.bidirectional, config.guidance
+        self.has_windows, self.needs_whole_images, self.needs_guidance = True, config.bidirectional, config.guidance
 
     def memory(self, features: VisionFeatures, token_grid: Grid) -> Memory:
         """Normalises every level and hands each token its own window of them, flattened into channels."""

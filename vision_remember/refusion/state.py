@@ -5,7 +5,7 @@ same to rows, and would silently mis-slice a feature map. Methods that drop toke
 :class:`Shortening`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,7 +31,8 @@ class Memory:
 class RefusionState:
     """Everything the insertions need in one call of the language model; passed down as ``refusion=``, never stored.
 
-    N counts the vision tokens of this chunk that own a memory row, over all I images, in the order of their positions.
+    N counts the vision tokens of this chunk that own a memory row, over all I images, in the order of their positions. An
+    image of any resolution is several here, its base view and each of its tiles; their tokens may stand between each other's.
 
     Attributes:
         position: ``long[N]``, flat place ``b * T + t`` in the chunk, increasing (:func:`flat_positions` of a mask).
@@ -74,13 +75,20 @@ class RefusionState:
 
     def check_whole_images(self) -> None:
         """Refuses a chunk that cuts an image; called once per chunk for methods with ``needs_whole_images``."""
-        present = torch.bincount(self.image, minlength=len(self.batch_row))[self.image]
-        if not torch.equal(present, self.count):
-            row = int((present != self.count).nonzero()[0])
+        present = torch.zeros_like(self.count).index_add(0, self.image, torch.ones_like(self.image))[self.image]
+        is_whole = present == self.count
+        if torch.compiler.is_compiling():
+            torch._check_tensor_all(is_whole)  # a compiled call cannot tell which image it was
+        elif not is_whole.all():
+            row = int((~is_whole).nonzero()[0])
             raise ValueError(
                 f"a prefill chunk holds {int(present[row])} of the {int(self.count[row])} vision tokens of image "
                 f"{int(self.image[row])}, and this re-fusion method attends over whole images; prefill in larger chunks"
             )
+
+    def to(self, device: Any, non_blocking: bool = False) -> "RefusionState":
+        """The same on another device: what ``device_map`` asks of arguments when a layer lives elsewhere."""
+        return replace(self, **_moved(self, device, non_blocking))
 
 
 @dataclass(kw_only=True, eq=False)
@@ -105,6 +113,11 @@ class Shortening:
     received: Tensor | None = None
     places: Tensor | None = None
     mask: Any = None
+
+    def to(self, device: Any, non_blocking: bool = False) -> "Shortening":
+        """Moves to another device, itself and no copy: what one layer leaves behind is for all layers above."""
+        vars(self).update(_moved(self, device, non_blocking))
+        return self
 
     @torch.no_grad()
     def ask(self, query: Tensor, key: Tensor, scaling: float) -> None:
@@ -135,6 +148,10 @@ class Shortening:
         length = self.vision.shape[1]
         at = self.places.where(self.places >= 0, length)[..., None].expand_as(x)
         return x.new_zeros(len(x), length + 1, x.shape[2]).scatter(1, at, x)[:, :length]
+
+
+def _moved(state: RefusionState | Shortening, device: Any, non_blocking: bool) -> dict[str, Any]:
+    return {k: v.to(device, non_blocking=non_blocking) for k, v in vars(state).items() if isinstance(v, Tensor)}
 
 
 def flat_positions(mask: Tensor, num_rows: int) -> Tensor:

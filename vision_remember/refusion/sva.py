@@ -29,7 +29,8 @@ from vision_remember.refusion import Backbones, Insertion, Memory, Method, Refus
 
 ORIGIN = Origin(paper="arXiv 2406.16860", code="cambrian-mllm/cambrian", licence="Apache-2.0")
 
-SAMPLER = re.compile(r"(model\.)?(vision_sampler_layers\.\d+\.)?layers\.0\.")  # may precede the names of one insertion
+# May precede the names of one insertion: samplers between decoder layers are lists of one, the connector's have several.
+SAMPLER = re.compile(r"(model\.)?(vision_sampler_(layers\.)?\d+\.)?layers\.\d+\.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +184,10 @@ class SamplerLayer(Insertion):
         return self.out(found.flatten(1)), weights
 
     def load_original(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Loads one of Cambrian's samplers: exactly its ``[model.][vision_sampler_layers.{j}.][layers.0.]*``."""
+        """Loads one layer of one sampler of Cambrian: exactly its ``[model.][vision_sampler_layers.{j}.][layers.0.]*``.
+
+        A layer of its connector, ``[model.]vision_sampler_{group}.layers.{d}.*``, is the same module where D is the width.
+        """
         prefixes = {match.group() for match in map(SAMPLER.match, state_dict) if match}
         load_original(self, state_dict, self.RENAMES, prefixes=tuple(prefixes))
 

@@ -6,8 +6,10 @@ batch carries `encoder_levels` in place of pixels. Loader workers prepare anew, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -17,6 +19,7 @@ from vision_remember.data.collator import Collator
 from vision_remember.data.quarantine import Quarantine
 from vision_remember.data.schema import DataError, Sample
 from vision_remember.model.processing import Encoding, VisionRememberProcessor
+from vision_remember.training import distributed
 from vision_remember.training.features import CachedFeatures
 from vision_remember.training.order import Key, SampleOrder
 from vision_remember.training.recipe import Recipe
@@ -35,37 +38,49 @@ class Batches:
     """
 
     def __init__(self, order: SampleOrder, processor: VisionRememberProcessor, recipe: Recipe, folder: Path):
-        self.order, self.processor = order, processor
+        self.order, self.processor, self.seed = order, processor, recipe.seed
+        self.rates = recipe.training.tokens_per_image
         self.samples_per_step = recipe.training.batch_size * recipe.training.accumulation
         self.quarantine = None
         if recipe.data.on_bad_sample == "quarantine":
             self.quarantine = Quarantine(folder / "quarantine.jsonl", num_samples=order.epoch_length)
         self.features: CachedFeatures | None = None
         self._max_length = recipe.data.max_length
-        self._collator = Collator(processor, max_length=self._max_length)
-        self._prepared: dict[Key, Encoding | None] = {}
+        self._micro_batch, _ = distributed.share(recipe.training, distributed.size())
+        self._collators = self._at_all_rates(lambda processor: processor)
+        self._prepared: dict[tuple[Key, int | None], Encoding | None] = {}
         self._room = KEPT_BYTES if recipe.training.num_workers == 0 else 0
 
     def use(self, features: CachedFeatures) -> None:
         """Carries these features from now on, in place of pixels."""
         self.features = features
-        self._collator = Collator(TextOnly(self.processor), max_length=self._max_length)
+        self._collators = self._at_all_rates(TextOnly)
         self._prepared.clear()
 
     def keys(self) -> Iterable[Key]:
-        """Every sample the run will ask for, once, in the order of first use."""
-        return dict.fromkeys(self.order[position] for position in range(len(self.order)))
+        """Every sample this process will ask for, once, in the order of first use."""
+        return dict.fromkeys(self.order[place] for place in range(len(self.order)) if self._is_own(place))
 
     def read(self, key: Key) -> Sample:
         """The sample; without its pixels once features are in use."""
         return self.features.sample(key) if self.features else self.order.read(key)
 
-    def collate(self, keys: Sequence[Key]) -> Mapping[str, Tensor]:
+    def tokens_per_image(self, step: int) -> int | None:
+        """The number of vision tokens of an optimizer step, counted from 0: decided by it and the seed alone."""
+        return random.Random(f"tokens/{self.seed}/{step}").choice(self.rates) if self.rates else None
+
+    def at(self, places: Sequence[int]) -> Mapping[str, Tensor]:
+        """The batch of these places of the run, all of one optimizer step."""
+        keys = [self.order[place] for place in places]
+        return self.collate(keys, self.tokens_per_image(places[0] // self.samples_per_step))
+
+    def collate(self, keys: Sequence[Key], tokens_per_image: int | None = None) -> Mapping[str, Tensor]:
         """The batch of these samples, padded on the right; samples in quarantine are missing from it."""
-        prepared = [(key, encoding) for key in keys if (encoding := self._encoding(key)) is not None]
+        collator = self._collators[tokens_per_image]
+        prepared = [(key, encoding) for key in keys if (encoding := self._encoding(key, tokens_per_image)) is not None]
         if not prepared:
-            return self._collator([])  # one row without a target, whose loss is 0
-        batch = dict(self.processor.pad([encoding for _, encoding in prepared], side="right"))
+            return collator([])  # one row without a target, whose loss is 0
+        batch = dict(collator.processor.pad([encoding for _, encoding in prepared], side="right"))
         if self.features and (levels := [images for key, _ in prepared if len(images := self.features.of(key))]):
             batch["encoder_levels"] = torch.cat(levels)
         return batch
@@ -77,23 +92,32 @@ class Batches:
         self.quarantine.add(error, error.problems[0].where if error.problems else str(error))
 
     def ids(self, step: int) -> list[str]:
-        """Ids of the samples of an optimizer step, counted from 0."""
-        positions = range(step * self.samples_per_step, (step + 1) * self.samples_per_step)
-        return [self.read(key).id for key in map(self.order.__getitem__, positions) if self._encoding(key) is not None]
+        """Ids of this process's samples of an optimizer step, counted from 0."""
+        places = range(step * self.samples_per_step, (step + 1) * self.samples_per_step)
+        keys, rate = [self.order[place] for place in places if self._is_own(place)], self.tokens_per_image(step)
+        return [self.read(key).id for key in keys if self._encoding(key, rate) is not None]
 
-    def _encoding(self, key: Key) -> Encoding | None:
-        if key in self._prepared:
-            return self._prepared[key]
+    def _is_own(self, place: int) -> bool:
+        """Whether this process takes the sample at a place: micro-batches go round, as accelerate deals them."""
+        return place // self._micro_batch % distributed.size() == distributed.rank()
+
+    def _at_all_rates(self, reader: Callable[[VisionRememberProcessor], Any]) -> dict[int | None, Collator]:
+        rates: list[int | None] = [None, *self.rates]
+        return {rate: Collator(reader(self.processor.at(rate)), max_length=self._max_length) for rate in rates}
+
+    def _encoding(self, key: Key, rate: int | None) -> Encoding | None:
+        if (key, rate) in self._prepared:
+            return self._prepared[key, rate]
         encoding = None
         try:
             if self.features is None or key in self.features:
-                encoding = self._collator.encode(self.read(key))
+                encoding = self._collators[rate].encode(self.read(key))
         except DataError as error:
             self.set_aside(error)
         size = encoding.pixel_values.nbytes if encoding else 0
         if self._room > size:
             self._room -= size
-            self._prepared[key] = encoding
+            self._prepared[key, rate] = encoding
         return encoding
 
 

@@ -45,7 +45,7 @@ def save(folder: Path, step: int, write: Callable[[Path], None], *, facts: dict[
         ValueError: the disk refused, with needed and free bytes; earlier checkpoints are intact.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"step-{step}"
+    target = of_step(folder, step)
     if is_complete(target):
         return target
     fresh = folder / f"step-{step}.tmp-{uuid.uuid4().hex}"
@@ -75,6 +75,11 @@ def save(folder: Path, step: int, write: Callable[[Path], None], *, facts: dict[
     return target
 
 
+def of_step(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"step-{step}"
+
+
 def candidates(folder: Path) -> Iterator[Path]:
     """The complete checkpoints, newest first; a newer folder that is incomplete is passed over with a loud line."""
     for path in _steps(folder):
@@ -87,10 +92,15 @@ def candidates(folder: Path) -> Iterator[Path]:
 def is_complete(path: Path) -> bool:
     """Manifest present and every file of the stated size."""
     try:
-        files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = read_manifest(path)["files"]
         return all((path / name).stat().st_size == entry["size"] for name, entry in files.items())
     except (OSError, ValueError, KeyError):
         return False
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest as it is written."""
+    return json.loads((path / MANIFEST).read_text(encoding="utf-8"))
 
 
 def verify(path: Path) -> dict[str, Any]:
@@ -99,7 +109,7 @@ def verify(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: a file was changed since it was written.
     """
-    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    manifest = read_manifest(path)
     if manifest["schema"] != SCHEMA:
         raise ValueError(f"{path} has schema {manifest['schema']}, this version reads {SCHEMA}")
     for name, entry in manifest["files"].items():

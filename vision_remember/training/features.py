@@ -55,7 +55,15 @@ class FeatureCache:
 
         Returns:
             What one run reads.
+
+        Raises:
+            ValueError: The model reads any resolution: the cache keeps one canvas of every image, and no image sizes.
         """
+        if model.config.tiling.is_anyres:
+            raise ValueError(
+                "features of an any-resolution model (resolution: anyres) are not cached: its images have different numbers of tiles; set "
+                "training.cache_features: false"
+            )
         view = CachedFeatures(
             self._samples, self._levels, _fingerprint(model, processor), tuple(model.encoder_level_indices)
         )
@@ -128,7 +136,7 @@ def _content(image: Image.Image) -> str:
 
 def _fingerprint(model: VisionRememberForConditionalGeneration, processor: VisionRememberProcessor) -> str:
     digest = hashlib.sha256(processor.image_processor.to_json_string().encode())
-    digest.update(f"{processor.image_size} {processor.views}".encode())
+    digest.update(f"{processor.image_size} {processor.views} {processor.resolution}".encode())
     for name, parameter in model.parts()["encoder"]:
         digest.update(name.encode())
         digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -20,6 +20,7 @@ from vision_remember import plugins
 from vision_remember.data.synthetic import families
 from vision_remember.model.embedded import model_path
 from vision_remember.model.parts import PART_NAMES
+from vision_remember.tiling import Resolution
 from vision_remember.training.located import read
 from vision_remember.training.strict import bind, nearest, number
 
@@ -35,6 +36,7 @@ class ModelSection:
         checkpoint: model folder to start from; its projector and re-fusion must be the ones named here. `scratch` says that training
             the LM without an align stage is meant.
         projector, refusion: `{type: ..., options}`, checked by the plug-in's own Config.
+        resolution: `{mode: anyres}` and other fields of `tiling.Resolution`; none: one canvas, padded, or that of the checkpoint.
         projector_weights: folder or `embedded/NAME` whose `model.safetensors` the projector starts from, where there is no checkpoint.
     """
 
@@ -44,6 +46,7 @@ class ModelSection:
     projector: dict[str, Any]
     refusion: dict[str, Any] = field(default_factory=lambda: {"type": "none"})
     projector_weights: str | None = None
+    resolution: dict[str, Any] | None = None
 
     @property
     def start(self) -> str | None:
@@ -51,7 +54,7 @@ class ModelSection:
         return None if self.checkpoint in (None, SCRATCH) else model_path(str(self.checkpoint))
 
     def problems(self) -> Iterable[tuple[str, str]]:
-        """Missing backbones or start folder, and options the plug-ins refuse."""
+        """Missing backbones, and options the plug-ins refuse."""
         if self.checkpoint in (None, SCRATCH):
             starts = {"vision": self.vision, "text": self.text}
             if self.projector_weights is not None:
@@ -63,12 +66,9 @@ class ModelSection:
                 yield key, "a model without a checkpoint needs this backbone, a folder or a hub id"
                 continue
             try:
-                folder = Path(model_path(name))
+                model_path(name)
             except ValueError as error:
                 yield key, str(error)
-                continue
-            if key == "checkpoint" and not (folder / "config.json").is_file():
-                yield key, f"{name} holds no model; train the stage before this one first"
         for key, room in (("projector", "projectors"), ("refusion", "refusion")):
             options = getattr(self, key)
             try:
@@ -76,6 +76,19 @@ class ModelSection:
             except ValueError as error:
                 named = [option for option in options if f"{option!r}" in str(error)]
                 yield ".".join([key, *named[:1]]), str(error)
+        try:
+            plugins.strict_config(Resolution, self.resolution or {}, where="resolution")
+        except ValueError as error:
+            yield "resolution", str(error)
+
+    def absences(self) -> Iterable[tuple[str, str]]:
+        """A start folder without a model."""
+        try:
+            is_there = self.start is None or (Path(self.start) / "config.json").is_file()
+        except ValueError:
+            return  # `problems` says why
+        if not is_there:
+            yield "checkpoint", f"{self.checkpoint} holds no model; train the stage before this one first"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +129,12 @@ class SourceSection:
     limit: int | None = number(None, minimum=1)
 
     def problems(self) -> Iterable[tuple[str, str]]:
-        """Neither or both kinds of source, or a path that is not there."""
+        """Neither or both kinds of source."""
         if (self.path is None) == (self.synthetic is None):
             yield "path", "a source is either a path or synthetic, one of the two"
+
+    def absences(self) -> Iterable[tuple[str, str]]:
+        """A path that is not there."""
         if self.path is not None and not Path(self.path).exists():
             yield "path", f"{self.path} does not exist"
 
@@ -145,7 +161,9 @@ class TrainingSection:
         trainable: the parts that learn; every other part is frozen.
         frozen: modules or parameters inside those parts that stay frozen, by their dotted name in the model.
         learning_rates: peak rate of each part.
-        steps: optimizer steps; each takes `batch_size` x `accumulation` samples over all processes.
+        steps: optimizer steps; each takes `batch_size` x `accumulation` samples, however many processes share them.
+        tokens_per_image: numbers of vision tokens to train at, one of them drawn for every step, so that one model answers at any of
+            them; empty: as many as the projector makes by itself.
         warmup_ratio: share of the steps in which the rates rise to their peak.
         cache_features: compute the frozen encoder's levels once per image and keep them in memory.
         save_every: steps between checkpoints; 0 saves only when interrupted.
@@ -158,6 +176,7 @@ class TrainingSection:
     steps: int = number(minimum=1)
     batch_size: int = number(minimum=1)
     accumulation: int = number(1, minimum=1)
+    tokens_per_image: tuple[int, ...] = ()
     warmup_ratio: float = number(0.03, minimum=0, below=1)
     weight_decay: float = number(0.0, minimum=0)
     max_grad_norm: float = number(1.0, above=0)
@@ -181,6 +200,9 @@ class TrainingSection:
                 yield f"learning_rates.{name}", f"no part is called {name!r}{nearest(name, PART_NAMES)}"
             if not 0 < rate < 1:
                 yield f"learning_rates.{name}", f"is {rate}: it must be above 0 and below 1"
+        for i, count in enumerate(self.tokens_per_image):
+            if count < 1 or self.tokens_per_image.count(count) > 1:
+                yield f"tokens_per_image.{i}", f"is {count}: numbers of tokens are 1 or more and named once"
         if self.cache_features and "encoder" in self.trainable:
             yield "cache_features", "features of an encoder that is trained cannot be cached: set false or freeze it"
 
@@ -211,14 +233,15 @@ class Recipe:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, has_files: bool = True) -> Recipe:
     """Reads a recipe, what it extends, and dotted overrides.
 
     Args:
         path: YAML file.
         overrides: `training.steps=100`, with YAML values.
+        has_files: whether data and start model must be there.
 
     Raises:
         RecipeError: a ValueError that lists every problem with its file and line, before any weight is loaded.
     """
-    return bind(Recipe, read(path, overrides))
+    return bind(Recipe, read(path, overrides), has_files=has_files)

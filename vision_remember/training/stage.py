@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from vision_remember.training import checkpoint, state
+from vision_remember.training import checkpoint, distributed, state
 from vision_remember.training.batches import Batches
 from vision_remember.training.recipe import Recipe
 from vision_remember.training.watch import Metrics
 
 BETAS = (0.9, 0.98)
-LOOP, GENERATORS = "trainer_state.json", "rng.json"
+LOOP = "trainer_state.json"
 
 
 class StageTrainer(Trainer):
@@ -49,7 +49,8 @@ class StageTrainer(Trainer):
         facts: dict[str, Any],
         elapsed: float,
     ):
-        super().__init__(model, arguments(recipe, folder), data_collator=batches.collate, train_dataset=batches.order)
+        places: Any = range(len(batches.order))
+        super().__init__(model, arguments(recipe, folder), data_collator=batches.at, train_dataset=places)
         self.remove_callback(PrinterCallback)
         self.recipe, self.batches, self.metrics, self.facts, self.folder = recipe, batches, metrics, facts, folder
         self._begin = time.monotonic() - elapsed
@@ -81,10 +82,9 @@ class StageTrainer(Trainer):
         return super().compute_loss(model, {**inputs, "use_cache": False}, return_outputs, count)
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
-        """Forward and backward of one micro-batch; a loss that is not finite ends the run before it reaches the weights."""
+        """Forward and backward of one micro-batch."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._step_loss += loss.item()
-        self._refuse_non_finite("loss", self._step_loss)
         return loss
 
     def floating_point_ops(self, inputs) -> int:
@@ -96,13 +96,17 @@ class StageTrainer(Trainer):
         self.model.save_pretrained(output_dir or self.args.output_dir)
 
     def _get_train_sampler(self, train_dataset=None) -> SequentialSampler:
-        return SequentialSampler(self.batches.order)
+        return SequentialSampler(range(len(self.batches.order)))
 
     def _get_grad_norm(self, model, grad_norm=None):
+        """The norm; what is not finite ends the run here, in every process and before it reaches the weights."""
+        # A process's losses are made for gradients that are averaged over processes, so their mean is the loss of the step.
+        loss = distributed.total(self._step_loss) / distributed.size()
+        self._refuse_non_finite("loss", loss)
         norm = float(super()._get_grad_norm(model, grad_norm))
         self._refuse_non_finite("gradient norm", norm)
         rates = {group["part"]: group["lr"] for group in self.optimizer.param_groups}
-        self.metrics.write(step=self.state.global_step + 1, loss=self._step_loss, grad_norm=norm, learning_rates=rates)
+        self.metrics.write(step=self.state.global_step + 1, loss=loss, grad_norm=norm, learning_rates=rates)
         self._step_loss = 0.0
         return norm
 
@@ -110,21 +114,28 @@ class StageTrainer(Trainer):
         if math.isfinite(value):
             return
         step = self.state.global_step
-        ids = self.batches.ids(step)
-        checkpoint.write_json(self.folder / "non_finite.json", {"step": step + 1, what: str(value), "samples": ids})
+        ids = [name for names in distributed.gathered(self.batches.ids(step)) for name in names]
+        report = {"step": step + 1, what: str(value), "samples": ids}
+        distributed.first(lambda: checkpoint.write_json(self.folder / "non_finite.json", report))
         raise ValueError(
             f"{what} is {value} at step {step + 1}; weights and optimizer are as they were before it. Samples of the step: "
             f"{', '.join(ids)}. Look at them, or lower the learning rate, and start from the last checkpoint"
         )
 
     def _save_checkpoint(self, model, trial) -> None:
+        generators = distributed.gathered(state.rng_state())
+
         def write(folder: Path) -> None:
             state.write_state(folder, self.model, _inner(self.optimizer), self.lr_scheduler)
-            (folder / GENERATORS).write_text(json.dumps(state.rng_state()))
+            for rank, own in enumerate(generators):
+                (folder / _generators(rank)).write_text(json.dumps(own))
             self.state.save_to_json(str(folder / LOOP))
 
-        facts = {**self.facts, "elapsed": self.elapsed}
-        checkpoint.save(self.folder / "checkpoints", self.state.global_step, write, facts=facts)
+        def save() -> None:
+            facts = {**self.facts, "elapsed": self.elapsed}
+            checkpoint.save(self.folder / "checkpoints", self.state.global_step, write, facts=facts)
+
+        distributed.first(save)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
         state.read_weights(Path(resume_from_checkpoint), self.model)
@@ -135,10 +146,17 @@ class StageTrainer(Trainer):
 
     def _load_rng_state(self, checkpoint) -> None:
         if checkpoint is not None:
-            state.set_rng_state(json.loads((Path(checkpoint) / GENERATORS).read_text()))
+            own = Path(checkpoint) / _generators(distributed.rank())
+            # A run that goes on with more processes than wrote the checkpoint has no state for the newcomers.
+            state.set_rng_state(json.loads((own if own.exists() else own.with_name(_generators(0))).read_text()))
 
     def _load_scaler(self, checkpoint) -> None:
         """Neither float32 nor bfloat16 scales the loss."""
+
+
+def _generators(rank: int) -> str:
+    """File of the random generators of one process."""
+    return f"rng-{rank}.json" if rank else "rng.json"
 
 
 def _inner(optimizer: Any) -> torch.optim.Optimizer:
@@ -149,12 +167,13 @@ def _inner(optimizer: Any) -> torch.optim.Optimizer:
 def arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
     """The recipe in the Trainer's words."""
     training = recipe.training
+    size, accumulation = distributed.share(training, distributed.size())
     spoken = TrainingArguments(
         output_dir=str(folder),
         seed=recipe.seed,
         max_steps=training.steps,
-        per_device_train_batch_size=training.batch_size,
-        gradient_accumulation_steps=training.accumulation,
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=accumulation,
         max_grad_norm=training.max_grad_norm,
         lr_scheduler_type="cosine",
         warmup_steps=training.warmup_ratio,
@@ -162,6 +181,9 @@ def arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
         logging_nan_inf_filter=False,
         save_strategy="no",
         use_cpu=not torch.cuda.is_available(),
+        ddp_backend=distributed.backend() if distributed.size() > 1 else None,
+        # A trained encoder has layers above the last level that is read, which no loss reaches.
+        ddp_find_unused_parameters=True,
         bf16=training.precision == "bfloat16",
         activation_checkpointing=training.activation_checkpointing,
         dataloader_num_workers=training.num_workers,

@@ -15,6 +15,7 @@ from torch import nn
 from vision_remember import plugins
 from vision_remember.model import VisionRememberConfig, VisionRememberForConditionalGeneration, VisionRememberProcessor
 from vision_remember.model.embedded import model_path
+from vision_remember.tiling import Resolution
 from vision_remember.training.recipe import ModelSection, Recipe, TrainingSection
 
 
@@ -34,7 +35,12 @@ def build_model(recipe: Recipe) -> tuple[VisionRememberForConditionalGeneration,
         return model, VisionRememberProcessor.from_pretrained(section.start)
     vision, text = model_path(str(section.vision)), model_path(str(section.text))
     model = VisionRememberForConditionalGeneration.from_backbones(
-        vision, text, projector=section.projector, refusion=section.refusion, seed=recipe.seed
+        vision,
+        text,
+        projector=section.projector,
+        refusion=section.refusion,
+        resolution=section.resolution,
+        seed=recipe.seed,
     )
     if section.projector_weights is not None:
         _load_projector(model, model_path(section.projector_weights))
@@ -59,6 +65,23 @@ def _load_projector(model: VisionRememberForConditionalGeneration, folder: str) 
         model.model.multi_modal_projector.load_state_dict(load_file(Path(folder) / "model.safetensors"))
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"model.projector_weights {folder} does not fit this projector: {error}") from error
+
+
+@torch.no_grad()
+def check_rates(model: VisionRememberForConditionalGeneration, rates: Iterable[int]) -> None:
+    """Makes an image's vision tokens and memory at every rate of an elastic run, before the first step needs them.
+
+    Raises:
+        ValueError: projector or re-fusion cannot make that number of tokens.
+    """
+    config = model.config
+    shape = (len(model.encoder_level_indices), *config.pixel_shape[:-3], config.patch_grid.num_cells)
+    for rate in rates:
+        levels = torch.zeros(1, *shape, config.vision_config.hidden_size)
+        try:
+            model.get_image_features(encoder_levels=levels, tokens_per_image=rate)
+        except ValueError as error:
+            raise ValueError(f"training.tokens_per_image names {rate}: {error}") from None
 
 
 def freeze(model: VisionRememberForConditionalGeneration, training: TrainingSection) -> dict[str, dict[str, int]]:
@@ -103,6 +126,14 @@ def _must_agree(section: ModelSection, config: VisionRememberConfig) -> None:
             raise ValueError(
                 f"model.checkpoint {section.checkpoint} has {room} {found}, the recipe says {wanted}; make them agree"
             )
+    if section.resolution is not None and _resolution(section.resolution) != _resolution(config.resolution):
+        raise ValueError(
+            f"model.checkpoint {section.checkpoint} has resolution {config.resolution}, the recipe says {section.resolution}; leave it out"
+        )
+
+
+def _resolution(options: dict[str, Any]) -> Resolution:
+    return plugins.strict_config(Resolution, options, where="resolution")
 
 
 def _modules(names: Iterable[str]) -> list[str]:

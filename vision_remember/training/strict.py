@@ -27,6 +27,9 @@ class Checked(Protocol):
     def problems(self) -> Iterable[tuple[str, str]]:
         """Yields (dotted key inside this section, what is wrong and what to do)."""
 
+    def absences(self) -> Iterable[tuple[str, str]]:
+        """The same of files and folders that the values name and that are not there."""
+
 
 def number(
     default: Any = dataclasses.MISSING,
@@ -39,20 +42,25 @@ def number(
     return dataclasses.field(default=default, metadata={"minimum": minimum, "above": above, "below": below})
 
 
-def bind(cls: type[T], tree: Node) -> T:
+def bind(cls: type[T], tree: Node, *, has_files: bool = True) -> T:
     """Builds `cls` from a tree.
+
+    Args:
+        cls: a dataclass.
+        tree: its values.
+        has_files: whether the files that are named must be there.
 
     Raises:
         RecipeError: with every problem found, each as `file:line: key: what is wrong`.
     """
     problems: list[str] = []
-    value = _section(cls, tree, "", problems)
+    value = _section(cls, tree, "", problems, has_files)
     if problems:
         raise RecipeError(problems)
     return value
 
 
-def _section(cls: Any, node: Node, path: str, problems: list[str]) -> Any:
+def _section(cls: Any, node: Node, path: str, problems: list[str], has_files: bool) -> Any:
     if not isinstance(node.value, dict):
         problems.append(f"{node.place}: {path or 'the file'} must be a mapping of {_listed(_names(cls))}")
         return None
@@ -65,33 +73,40 @@ def _section(cls: Any, node: Node, path: str, problems: list[str]) -> Any:
     for name, field in fields.items():
         if name in node.value:
             child, key = node.value[name], _joined(path, name)
-            values[name] = _value(hints[name], child, key, problems)
+            values[name] = _value(hints[name], child, key, problems, has_files)
             problems.extend(f"{child.place}: {key} {why}" for why in _out_of_range(field, values[name]))
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             problems.append(f"{node.place}: {_joined(path, name)} is missing")
     if len(problems) > before:
         return None
     section = cls(**values)
-    if hasattr(cls, "problems"):
-        for key, why in section.problems():
-            problems.append(f"{_deepest(node, key).place}: {_joined(path, key)}: {why}")
+    for check in ("problems", *(["absences"] if has_files else [])):
+        if hasattr(cls, check):
+            for key, why in getattr(section, check)():
+                problems.append(f"{_deepest(node, key).place}: {_joined(path, key)}: {why}")
     return section
 
 
-def _value(hint: Any, node: Node, path: str, problems: list[str]) -> Any:
+def _value(hint: Any, node: Node, path: str, problems: list[str], has_files: bool) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return node.plain()
     if dataclasses.is_dataclass(hint):
-        return _section(hint, node, path, problems)
+        return _section(hint, node, path, problems, has_files)
     if origin in (typing.Union, types.UnionType):
         if node.value is None:
             return None
-        return _value(next(argument for argument in arguments if argument is not type(None)), node, path, problems)
+        return _value(
+            next(argument for argument in arguments if argument is not type(None)), node, path, problems, has_files
+        )
     if origin is tuple and isinstance(node.value, list):
-        return tuple(_value(arguments[0], item, f"{path}.{i}", problems) for i, item in enumerate(node.value))
+        return tuple(
+            _value(arguments[0], item, f"{path}.{i}", problems, has_files) for i, item in enumerate(node.value)
+        )
     if origin is dict and isinstance(node.value, dict):
-        return {key: _value(arguments[1], item, f"{path}.{key}", problems) for key, item in node.value.items()}
+        return {
+            key: _value(arguments[1], item, f"{path}.{key}", problems, has_files) for key, item in node.value.items()
+        }
     if origin is Literal and node.value in arguments:
         return node.value
     if hint is float and type(node.value) in (int, float):

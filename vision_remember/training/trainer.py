@@ -1,32 +1,33 @@
 """One run, from a recipe to a model folder, that may be killed at any moment and goes on as if it had not been.
 
 recipe -> model, processor -> samples in their order -> (features, computed once) -> steps -> output_dir/model
+
+Started by `torchrun` or `accelerate launch`, all processes run this together: the samples of a step are dealt out among them
+(`distributed.share`), and the first process alone reads and writes the run folder's state, while the others wait.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from vision_remember.training import checkpoint, run_folder
+from vision_remember.training import checkpoint, distributed, run_folder
 from vision_remember.training.batches import Batches
 from vision_remember.training.features import FeatureCache
 from vision_remember.training.order import SampleOrder
 from vision_remember.training.recipe import Recipe
 from vision_remember.training.stage import StageTrainer
-from vision_remember.training.start import build_model, freeze
+from vision_remember.training.start import build_model, check_rates, freeze
 from vision_remember.training.watch import Metrics, Progress, Stopper, TrainingInterrupted
 
 log = logging.getLogger(__name__)
@@ -54,15 +55,23 @@ def train(
         The folder of the trained model, `output_dir/model`, for `from_pretrained`.
 
     Raises:
-        ValueError: recipe, data, folder or start model do not fit (what and where), or loss or gradient is not finite (samples named).
+        ValueError: recipe, data, folder, start model or number of processes do not fit (what and where), or loss or gradient is not
+            finite (samples named).
         TrainingInterrupted: stopped by Ctrl-C or SIGTERM after saving a checkpoint.
     """
     if output_dir is None and recipe.output_dir is None:
         raise ValueError(f"recipe {recipe.name} names no output_dir; give one")
     folder = Path(output_dir or str(recipe.output_dir))
     _check_machine(recipe)
-    with run_folder.locked(folder), _deterministic():
-        run_folder.prepare(folder, dataclasses.replace(recipe, output_dir=str(folder)), resume=resume)
+    distributed.join()
+    distributed.share(recipe.training, distributed.size())
+    with ExitStack() as held, _deterministic():
+
+        def take() -> None:
+            held.enter_context(run_folder.locked(folder))
+            run_folder.prepare(folder, dataclasses.replace(recipe, output_dir=str(folder)), resume=resume)
+
+        distributed.first(take)
         if not run_folder.is_finished(folder):
             _run(recipe, folder, FeatureCache() if feature_cache is None else feature_cache)
     return folder / "model"
@@ -72,6 +81,7 @@ def _run(recipe: Recipe, folder: Path, cache: FeatureCache) -> None:
     training = recipe.training
     model, processor = build_model(recipe)
     parameters = freeze(model, training)
+    check_rates(model, training.tokens_per_image)
     order = SampleOrder(recipe, training.steps * training.batch_size * training.accumulation)
     must_agree = {"data": order.fingerprint, "processor": run_folder.digest(processor.tokenizer.get_vocab())}
     identity = {
@@ -79,8 +89,15 @@ def _run(recipe: Recipe, folder: Path, cache: FeatureCache) -> None:
         "parameters": parameters,
         "samples_per_epoch": order.epoch_length,
     }
-    run_folder.identify(folder, {"must_agree": must_agree, **identity})
-    _check_room(folder, parameters)
+
+    def open_run() -> int:
+        run_folder.identify(folder, {"must_agree": must_agree, **identity})
+        _check_room(folder, parameters)
+        return _newest(folder / "checkpoints")
+
+    done = distributed.first(open_run)
+    newest = checkpoint.of_step(folder / "checkpoints", done)
+    elapsed = checkpoint.read_manifest(newest)["elapsed"] if done else 0.0
 
     batches = Batches(order, processor, recipe, folder)
     begin = time.monotonic()
@@ -88,22 +105,22 @@ def _run(recipe: Recipe, folder: Path, cache: FeatureCache) -> None:
         _cache_features(model.to(_device()), batches, cache)
     features_seconds = time.monotonic() - begin
 
-    newest, manifest = _newest(folder / "checkpoints")
-    metrics = Metrics(folder / "metrics.jsonl", done=manifest["step"])
+    metrics = Metrics(folder / "metrics.jsonl" if distributed.rank() == 0 else None, done=done)
     trainer = StageTrainer(
-        model, recipe, batches=batches, metrics=metrics, folder=folder, facts=must_agree, elapsed=manifest["elapsed"]
+        model, recipe, batches=batches, metrics=metrics, folder=folder, facts=must_agree, elapsed=elapsed
     )
     stopper = Stopper()
-    for callback in _callbacks(recipe, folder, metrics, stopper, done=manifest["step"]):
+    for callback in _callbacks(recipe, folder, metrics, stopper, done=done):
         trainer.add_callback(callback)
     try:
         with stopper.listening():
-            trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+            trainer.train(resume_from_checkpoint=str(newest) if done else None)
     finally:
         metrics.close()
-    if stopper.signal is not None:
-        raise TrainingInterrupted(stopper.signal)
-    _finish(folder, model, processor, batches, metrics, seconds=trainer.elapsed, features_seconds=features_seconds)
+    if (number := stopper.agreed()) is not None:
+        raise TrainingInterrupted(number)
+    seconds = {"seconds": trainer.elapsed, "features_seconds": features_seconds}
+    distributed.first(lambda: _finish(folder, model, processor, batches, metrics, **seconds))
 
 
 def _finish(folder: Path, model, processor, batches: Batches, metrics: Metrics, **seconds: float) -> None:
@@ -129,24 +146,23 @@ def _finish(folder: Path, model, processor, batches: Batches, metrics: Metrics, 
 
 def _cache_features(model, batches: Batches, cache: FeatureCache) -> None:
     keys = list(batches.keys())
-    with tqdm(
-        total=len(keys), desc="features of the frozen encoder", unit="sample", disable=not sys.stderr.isatty()
-    ) as bar:
+    is_quiet = not sys.stderr.isatty() or distributed.rank() != 0
+    with tqdm(total=len(keys), desc="features of the frozen encoder", unit="sample", disable=is_quiet) as bar:
         features = cache.fill(
             model.eval(), batches.processor, keys, batches.read, on_bad_sample=batches.set_aside, advance=bar.update
         )
     batches.use(features)
 
 
-def _newest(folder: Path) -> tuple[Path | None, dict[str, Any]]:
-    """The newest checkpoint whose files are what was written, with its manifest; step 0 where there is none."""
+def _newest(folder: Path) -> int:
+    """The step of the newest checkpoint whose files are what was written; 0 where there is none."""
     checkpoint.clean(folder)
     for path in checkpoint.candidates(folder):
         try:
-            return path, checkpoint.verify(path)
+            return checkpoint.verify(path)["step"]
         except ValueError as error:
             log.warning("%s: falling back to an older checkpoint", error)
-    return None, {"step": 0, "elapsed": 0.0}
+    return 0
 
 
 def _callbacks(
@@ -154,9 +170,11 @@ def _callbacks(
 ) -> Iterator[TrainerCallback]:
     training = recipe.training
     samples_per_step = training.batch_size * training.accumulation
-    yield Progress(metrics, title=recipe.name, samples_per_step=samples_per_step, log_every=training.log_every)
     yield SaveEvery(training.save_every)
     yield stopper
+    if distributed.rank() != 0:
+        return
+    yield Progress(metrics, title=recipe.name, samples_per_step=samples_per_step, log_every=training.log_every)
     if "tensorboard" in training.report_to:
         from torch.utils.tensorboard import SummaryWriter  # a second to import, for those who ask
         from transformers.integrations import TensorBoardCallback
@@ -176,8 +194,6 @@ class SaveEvery(TrainerCallback):
 
 
 def _check_machine(recipe: Recipe) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: a run is one process; unset it")
     if recipe.training.precision == "bfloat16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         raise ValueError("training.precision is bfloat16, which this GPU does not compute; use float32")
 

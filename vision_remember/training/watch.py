@@ -15,10 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 from tqdm import tqdm
 from transformers import TrainerCallback
+
+from vision_remember.training import distributed
 
 log = logging.getLogger(__name__)
 
@@ -29,27 +31,33 @@ class Metrics:
     A resumed run drops the lines of steps it will take again, so the finished file is that of an uninterrupted run.
 
     Args:
-        path: the file.
+        path: the file; None keeps the last figures and writes nothing.
         done: steps that are not taken again.
     """
 
-    def __init__(self, path: Path, done: int):
+    def __init__(self, path: Path | None, done: int):
+        self.last: dict[str, Any] = {}
+        self._file: IO[str] | None = None
+        if path is None:
+            return
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         kept = [line for line in lines if _step(line) <= done]
         fresh = path.with_name(f"{path.name}.tmp")
         fresh.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         os.replace(fresh, path)
         self._file = path.open("a", encoding="utf-8", buffering=1)
-        self.last: dict[str, Any] = json.loads(kept[-1]) if kept else {}
+        self.last = json.loads(kept[-1]) if kept else {}
 
     def write(self, **figures: Any) -> None:
         """Adds one line."""
         self.last = figures
-        self._file.write(json.dumps(figures) + "\n")
+        if self._file is not None:
+            self._file.write(json.dumps(figures) + "\n")
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class Progress(TrainerCallback):
@@ -84,13 +92,21 @@ class Progress(TrainerCallback):
 
 
 class Stopper(TrainerCallback):
-    """Turns Ctrl-C and SIGTERM into a checkpoint at the next step border; a second one stops at once."""
+    """Turns Ctrl-C and SIGTERM into a checkpoint at the next step border; a second one stops at once.
+
+    Of several processes, any may hear the signal: all stop at the same border.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
 
+    def agreed(self) -> int | None:
+        """The signal that any process of this run has heard; all must ask at the same place."""
+        self.signal = round(distributed.largest(self.signal or 0)) or None
+        return self.signal
+
     def on_step_end(self, args, state, control, **kwargs):
-        if self.signal is not None:
+        if self.agreed() is not None:
             control.should_save = True
             control.should_training_stop = True
 

@@ -1,0 +1,1 @@
+"""What the methods cost, measured on the machine at hand."""
