@@ -156,11 +156,12 @@ def compare(
     out: Annotated[Path, typer.Option(help="Folder for results.json and report.html; a second run continues.")],
     overrides: Overrides = None,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0",
+    shard: Annotated[str, typer.Option(metavar="I/N", help="Train every N-th row, from the I-th on.")] = "1/1",
     as_json: Json = False,
 ) -> None:
     """Train and evaluate every row of a matrix with the same data, order and budget."""
-    numbers = _seeds(seeds)
-    run(lambda cli: cli.compare(recipe, numbers, out, overrides or []), as_json)
+    numbers, part = _seeds(seeds), _shard(shard)
+    run(lambda cli: cli.compare(recipe, numbers, out, overrides or [], part), as_json)
 
 
 @app.command()
@@ -253,6 +254,13 @@ def _seeds(text: str) -> tuple[int, ...]:
     if len(set(seeds)) < len(seeds):
         raise typer.BadParameter(f"{text!r} names a seed twice", param_hint="--seeds")
     return seeds
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise typer.BadParameter(f"{text!r} is not a shard such as 1/2 or 2/2", param_hint="--shard")
+    return int(number), int(count)
 
 
 if __name__ == "__main__":

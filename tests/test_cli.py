@@ -114,6 +114,13 @@ def test_wrong_usage_is_2_and_says_what_is_right(line: str) -> None:
     assert "Usage" in result.stdout + result.stderr
 
 
+@pytest.mark.parametrize("shard", ["2", "0/2", "3/2", "1/0", "-1/2"])
+def test_a_shard_that_is_none_is_wrong_usage(shard: str, tmp_path: Path) -> None:
+    result = run("compare", "tiny/demo.yaml", "--out", tmp_path, f"--shard={shard}")
+    assert result.exit_code == 2
+    assert shard in result.stderr
+
+
 @pytest.mark.parametrize("seeds", ["one", "0,,1", "0,0"])
 def test_seeds_that_are_none_are_wrong_usage(seeds: str, tmp_path: Path) -> None:
     result = run("compare", "tiny/demo.yaml", "--out", tmp_path, "--seeds", seeds)

@@ -170,14 +170,19 @@ def paper_table(runs: Path) -> Report:
     return Report(text=rendered(paper_table.tables(found)), data=found)
 
 
-def compare(recipe: str, seeds: Sequence[int], out: Path, overrides: Sequence[str] = ()) -> Report:
-    """Train and evaluate every row of a comparison, or what is left of it."""
+def compare(
+    recipe: str, seeds: Sequence[int], out: Path, overrides: Sequence[str] = (), shard: tuple[int, int] = (1, 1)
+) -> Report:
+    """Train and evaluate every row of a comparison, or what is left of it, or one shard of that."""
     from vision_remember import evaluation
     from vision_remember.evaluation.table import results_table
 
     results = evaluation.compare(
-        recipe_file(recipe), seeds=seeds, out=out, overrides=overrides, console=Console(stderr=True)
+        recipe_file(recipe), seeds=seeds, out=out, overrides=overrides, shard=shard, console=Console(stderr=True)
     )
+    if results is None:
+        left = f"shard {shard[0]}/{shard[1]} is done; rows of other shards are missing in {out}"
+        return Report(text=f"{left}: run them too, then the command once more", data={"finished": False})
     files = {"results": str(out / "results.json"), "report": str(out / "report.html")}
     return Report(text=rendered(results_table(results)) + "\n".join(files.values()), data={**results, "files": files})
 

@@ -166,6 +166,19 @@ def test_other_weights_under_the_same_path_are_a_changed_recipe(results: dict, h
         compare(moved / "compare.yaml", seeds=SEEDS, out=moved / "whole")
 
 
+def test_shards_make_one_comparison(results: dict, home: Path) -> None:
+    out = home / "shards"
+    assert compare(home / "compare.yaml", seeds=SEEDS, out=out, shard=(2, 2)) is None
+    assert len(_files(out, "finished.json")) == 3 and not (out / "results.json").exists()
+    whole = compare(home / "compare.yaml", seeds=SEEDS, out=out, shard=(1, 2))
+    assert whole is not None and _without_timings(whole) == _without_timings(results)
+
+
+def test_a_shard_that_is_none_is_refused(home: Path) -> None:
+    with pytest.raises(ValueError, match=r"from 1 to n"):
+        compare(home / "compare.yaml", out=home / "never", shard=(3, 2))
+
+
 def test_seeds_are_given_once_each(home: Path) -> None:
     with pytest.raises(ValueError, match="each once"):
         compare(home / "compare.yaml", seeds=(0, 0), out=home / "never")

@@ -32,8 +32,9 @@ def compare(
     seeds: Sequence[int] = (0,),
     out: str | Path,
     overrides: Sequence[str] = (),
+    shard: tuple[int, int] = (1, 1),
     console: Console | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Run a comparison, or what is left of it, and write `results.json` and `report.html`.
 
     Args:
@@ -41,10 +42,12 @@ def compare(
         seeds: training seeds; every row is trained with each.
         out: folder of the comparison.
         overrides: `evaluation.count=500`, dotted keys of the comparison.
+        shard: (i, n) trains only every n-th row and seed, from the i-th on. Processes or machines that share `out`, or whose `out/rows`
+            are copied together, make one comparison; the times of its rows are then not measured side by side.
         console: where progress is shown; None shows none.
 
     Returns:
-        The content of `results.json`.
+        The content of `results.json`; None while rows of other shards are missing, and then nothing but rows is written.
 
     Raises:
         ValueError: the comparison or a row's recipe is wrong, a row in `out` was made with another one, or a sample cannot be used; all but
@@ -55,13 +58,16 @@ def compare(
     comparison, out = load_comparison(path, overrides), Path(out)
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds {list(seeds)}: give at least one, and each once")
+    if not 1 <= shard[0] <= shard[1]:
+        raise ValueError(f"shard {shard}: give (i, n) with i from 1 to n, such as (1, 2) and (2, 2)")
     folders = [RowFolder.of(comparison, row, seed, out) for seed in seeds for row in comparison.rows]
     for folder in folders:
         folder.check()
     splits = comparison.evaluation.splits
     tasks: Tasks = {split: load_task(comparison.evaluation.task(split)) for split in splits}
     cache = FeatureCache()
-    for number, folder in enumerate(folders, start=1):
+    for number in range(shard[0], len(folders) + 1, shard[1]):
+        folder = folders[number - 1]
         title = f"row {number} of {len(folders)}: {folder.row.name}, seed {folder.seed}"
         if folder.is_finished:
             _say(console, f"{title}: finished before")
@@ -69,6 +75,8 @@ def compare(
             _say(console, title)
             _run(comparison, folder, tasks, cache, console)
 
+    if not all(folder.is_finished for folder in folders):
+        return None
     first = [folder for folder in folders if folder.seed == seeds[0]]
     engines = {folder.row.name: Engine.load(str(folder.training / "model")) for folder in first}
     question = tasks[splits[0]][0]
