@@ -49,8 +49,11 @@ def make_recipe(make_recipe, squares, tmp_path):
     return lambda *overrides: make_recipe(*EVERYTHING, data, *overrides)
 
 
-def run(rank: int, size: int, port: int, folder: Path, recipe, resume: bool) -> None:
-    """One process of a run; it writes down gradients (before they are clipped) and weights of every step."""
+def run(rank: int, size: int, port: int, folder: Path, recipe, resume: bool, signal_at: int | None) -> None:
+    """One process of a run; it writes down gradients (before they are clipped) and weights of every step.
+
+    In step `signal_at` the last process is told to end, as by `kill`.
+    """
     launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in launched.items()})
     clip = StageTrainer._clip_grad_norm
@@ -59,6 +62,8 @@ def run(rank: int, size: int, port: int, folder: Path, recipe, resume: bool) -> 
         seen = {f"gradient.{name}": p.grad for name, p in self.model.named_parameters() if p.grad is not None}
         seen |= {f"weight.{name}": tensor.detach() for name, tensor in all_weights(self.model).items()}
         save_file(seen, folder.with_name(f"{folder.name}-{rank}-{self.state.global_step}.safetensors"))
+        if self.state.global_step == signal_at and rank == size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
         return clip(self, model)
 
     StageTrainer._clip_grad_norm = watched
@@ -70,12 +75,12 @@ def launch():
     """Starts the processes of a run; `finish` gives their exit codes."""
     started = []
 
-    def start(recipe, folder: Path, size: int, *, resume: bool = False):
+    def start(recipe, folder: Path, size: int, *, resume: bool = False, signal_at: int | None = None):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         ranks = [
-            get_context("fork").Process(target=run, args=(rank, size, port, folder, recipe, resume))
+            get_context("fork").Process(target=run, args=(rank, size, port, folder, recipe, resume, signal_at))
             for rank in range(size)
         ]
         started.extend(ranks)
@@ -162,15 +167,12 @@ def test_two_processes_take_the_steps_of_one(make_recipe, launch, tmp_path, accu
 
 
 def test_a_signal_to_one_process_stops_all_and_the_run_goes_on_to_the_same_end(make_recipe, launch, tmp_path):
-    recipe = make_recipe("training.steps=40", "training.batch_size=1", "training.save_every=0")
+    recipe = make_recipe("training.steps=8", "training.batch_size=1", "training.save_every=0")
     assert finish(launch(recipe, tmp_path / "whole", 2)) == [0, 0]
     stopped = tmp_path / "stopped"
-    ranks = launch(recipe, stopped, 2)
-    wait_for_step(stopped, 2)
-    os.kill(ranks[1].pid, signal.SIGTERM)
-    assert finish(ranks) == [143, 143]
+    assert finish(launch(recipe, stopped, 2, signal_at=2)) == [143, 143]
     done = len(metrics(stopped))
-    assert 2 <= done < 40 and [path.name for path in (stopped / "checkpoints").glob("step-*")] == [f"step-{done}"]
+    assert 2 < done < 8 and [path.name for path in (stopped / "checkpoints").glob("step-*")] == [f"step-{done}"]
     assert sorted(path.name for path in stopped.glob("checkpoints/*/rng*")) == ["rng-1.json", "rng.json"]
     assert finish(launch(recipe, stopped, 2, resume=True)) == [0, 0]
     assert metrics(stopped) == metrics(tmp_path / "whole")
