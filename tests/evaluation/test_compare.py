@@ -166,6 +166,15 @@ def test_other_weights_under_the_same_path_are_a_changed_recipe(results: dict, h
         compare(moved / "compare.yaml", seeds=SEEDS, out=moved / "whole")
 
 
+def test_the_command_names_a_recipe_below_the_working_directory_from_there(
+    results: dict, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home)
+    again = compare(home / "compare.yaml", seeds=SEEDS, out=home / "whole")
+    assert again is not None
+    assert again["command"] == "vision-remember compare compare.yaml --seeds 0,1 --out DIR"
+
+
 def test_shards_make_one_comparison(results: dict, home: Path) -> None:
     out = home / "shards"
     assert compare(home / "compare.yaml", seeds=SEEDS, out=out, shard=(2, 2)) is None

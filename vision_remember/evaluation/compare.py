@@ -131,6 +131,9 @@ def _pages(comparison: Comparison, tasks: Tasks) -> str:
 
 
 def _command(path: str | Path, seeds: Sequence[int], overrides: Sequence[str]) -> str:
+    path = Path(path)
+    if path.is_absolute() and path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
     return " ".join(
         ["vision-remember compare", str(path), "--seeds", ",".join(map(str, seeds)), "--out DIR", *overrides]
     )
