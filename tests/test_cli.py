@@ -25,8 +25,10 @@ VERBS = [
     *("paper-table", "foundation", "foundation build", "bench", "bench prefill"),
 ]
 # The front end in a process of its own, over a package whose `list` does what the test says: importing the real one takes seconds.
+# A job in the background inherits that Ctrl-C is ignored; the stand-in takes it, as in a terminal.
 STAND_IN = """
-import sys, time, types
+import signal, sys, time, types
+signal.signal(signal.SIGINT, signal.default_int_handler)
 def list_methods():
     {body}
     return types.SimpleNamespace(text="word " * 100_000, data={{}}, succeeded=True)
