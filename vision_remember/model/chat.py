@@ -12,7 +12,7 @@ Source: ChatML as in Qwen2's tokenizer_config.json; the id-level rule is our cho
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from tokenizers import Tokenizer
@@ -108,13 +108,7 @@ class ChatTemplate:
         Raises:
             ValueError: The vocabulary itself holds a control token as a piece, so it cannot be spelt safely.
         """
-        ids = self._spelling.encode(text, add_special_tokens=False).ids
-        if forged := self._control_ids.intersection(ids):
-            raise ValueError(
-                f"this tokenizer turns ordinary text into control token {min(forged)}; use one that keeps control "
-                "tokens out of its vocabulary"
-            )
-        return ids
+        return encode_as_text(self._spelling, self._control_ids, text)
 
     def encode(
         self, messages: Messages, *, add_generation_prompt: bool = False, continue_final_message: bool = False
@@ -158,6 +152,26 @@ class ChatTemplate:
         if add_generation_prompt:
             put([self.start_id, *self.encode_text("assistant\n")])
         return TokenizedChat(input_ids=ids, target=target, num_images=num_images)
+
+
+def encode_as_text(spelling: Tokenizer, control_ids: Container[int], text: str) -> list[int]:
+    """Encode text as ordinary text, whatever it spells.
+
+    Args:
+        spelling: The tokenizer `without_added_tokens`.
+        control_ids: Ids that text must never become.
+        text: Of a user or an assistant.
+
+    Raises:
+        ValueError: The vocabulary itself holds a control token as a piece, so the text cannot be spelt safely.
+    """
+    ids = spelling.encode(text, add_special_tokens=False).ids
+    if forged := [token for token in ids if token in control_ids]:
+        raise ValueError(
+            f"this tokenizer turns ordinary text into control token {min(forged)}; use one that keeps control "
+            "tokens out of its vocabulary"
+        )
+    return ids
 
 
 def first_question(text: str, num_images: int) -> Messages:

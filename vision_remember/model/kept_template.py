@@ -21,6 +21,7 @@ from vision_remember.model.chat import (
     IMAGE_TOKEN,
     Messages,
     TokenizedChat,
+    encode_as_text,
     read_message,
     token_id,
     without_added_tokens,
@@ -71,13 +72,7 @@ class KeptTemplate:
 
     def encode_text(self, text: str) -> list[int]:
         """Encode text as ordinary text, whatever it spells."""
-        ids = self._spelling.encode(text, add_special_tokens=False).ids
-        if forged := self._control_ids.intersection(ids):
-            raise ValueError(
-                f"this tokenizer turns ordinary text into control token {min(forged)}; use one that keeps "
-                "control tokens out of its vocabulary"
-            )
-        return ids
+        return encode_as_text(self._spelling, self._control_ids, text)
 
     def encode(
         self, messages: Messages, *, add_generation_prompt: bool = False, continue_final_message: bool = False
