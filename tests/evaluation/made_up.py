@@ -20,9 +20,9 @@ def comparison(splits: tuple[str, ...] = ("test",)) -> Comparison:
         RowPlan(name="avg_pool + remember", projector=pool, refusion={"type": "remember"}),
     )
     plan = EvaluationPlan(count=100, splits=splits, fine=FINE, coarse=COARSE)
-    return Comparison(
-        name="made <up> & small", instruct="none.yaml", reference="uncompressed", rows=rows, evaluation=plan
-    )
+    told = {"differences": (("avg_pool + remember", "avg_pool"),), "averages": {"remember": ("avg_pool + remember",)}}
+    names = {"name": "made <up> & small", "instruct": "none.yaml", "reference": "uncompressed"}
+    return Comparison(**names, rows=rows, evaluation=plan, **told)
 
 
 def answers(chances: Mapping[str, float], *, seeds=(0,), pages: int = 100, per_page: int = 2, layout: float = 0.8):
@@ -53,7 +53,9 @@ def results(
         "pages": "300 pages with 600 questions (test)",
         "versions": {"torch": "2"},
     }
-    return build_results(comparison(splits), trained, given, dict.fromkeys(chances, 10.0), about)
+    return build_results(
+        comparison(splits), trained, given, dict.fromkeys(chances, {"prefill_ms": 10.0, "prefill_flops": 2e9}), about
+    )
 
 
 def _records(row: str, seed: int, chance: float, pages: int, per_page: int, layout: float) -> list[Record]:

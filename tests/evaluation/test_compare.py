@@ -81,6 +81,8 @@ def test_results_have_the_promised_shape(results: dict, home: Path) -> None:
         fine = [row["scores"][family]["value"] for family in ("text", "table", "chart", "form")]
         assert row["mean"] == pytest.approx(sum(fine) / 4)
         assert row["trainable_parameters"] > 0 and row["train_seconds"] > 0 and row["prefill_ms"] > 0
+    flops = {row["name"]: row["prefill_flops"] for row in results["rows"]}
+    assert flops["uncompressed"] > flops["avg_pool + remember"] > flops["avg_pool"] > 0
     assert set(results["summary"]["recovered"]) == set(results["summary"]["layout"]) == {"avg_pool + remember"}
     assert results["summary"]["recovered"]["avg_pool + remember"]["reason"]  # random models: nothing to recover
     assert set(results["curves"]["avg_pool"]) == {"0", "1"} and results["curves"]["avg_pool"]["0"]["step"] == [1, 2, 3]

@@ -51,6 +51,14 @@ def test_the_twin_of_a_row_has_its_projector_and_overrides_and_no_refusion(tmp_p
         ("training.warmup_ratio: 0.1", "model.text: x", r"say it with the row's projector, refusion or checkpoint"),
         ("count: 20", "count: 4", r"4 pages cannot cover 5 families"),
         ("count: 20", "count: 20, coarse: [text]", r"a family stands twice"),
+        ("evaluation:", "differences: [[pooled]]\nevaluation:", r"differences.0: needs two rows, not 1"),
+        (
+            "evaluation:",
+            "differences: [[pooled, polled]]\nevaluation:",
+            r"no row is called 'polled'; did you mean 'pooled'",
+        ),
+        ("evaluation:", "averages: {one: [pooled]}\nevaluation:", r"averages.one: 'pooled' recovers nothing"),
+        ("evaluation:", "averages: {one: []}\nevaluation:", r"averages.one: names no row"),
         ("count: 20", "coutn: 20", r"unknown key 'evaluation.coutn'; did you mean 'count'"),
     ],
 )

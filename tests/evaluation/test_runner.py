@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import save_encoder, save_language_model
-from vision_remember.evaluation.prefill import prefill_ms
+from vision_remember.evaluation.prefill import prefill_cost
 from vision_remember.evaluation.records import read_answers
 from vision_remember.evaluation.runner import Evaluation, answer_questions, evaluate
 from vision_remember.evaluation.tasks import load_task
@@ -65,7 +65,8 @@ def test_a_bad_sample_is_named(folder: Path, tmp_path: Path) -> None:
         evaluate(folder, {"type": "dataset", "path": str(tmp_path)})
 
 
-def test_prefill_is_timed_for_every_engine(folder: Path) -> None:
+def test_prefill_is_timed_and_counted_for_every_engine(folder: Path) -> None:
     engine = Engine.load(str(folder))
-    times = prefill_ms({"one": engine, "two": engine}, load_task(TASK)[0], rounds=3)
-    assert set(times) == {"one", "two"} and all(0 < time < 60_000 for time in times.values())
+    cost = prefill_cost({"one": engine, "two": engine}, load_task(TASK)[0], rounds=3)
+    assert set(cost) == {"one", "two"} and all(0 < one["prefill_ms"] < 60_000 for one in cost.values())
+    assert cost["one"]["prefill_flops"] == cost["two"]["prefill_flops"] > 0

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from tests.evaluation import made_up
-from vision_remember.evaluation.summary import layout_difference, mean_over_seeds, recovered, row_scores, tabulate
+from vision_remember.evaluation.summary import (
+    difference,
+    layout_difference,
+    mean_over_seeds,
+    recovered,
+    recovered_on_average,
+    row_scores,
+    tabulate,
+)
 
 SEEDS = (0, 1, 2)
 PARTS = {"compressed": "avg_pool", "uncompressed": "uncompressed", "fine": made_up.FINE}
@@ -65,6 +73,38 @@ def test_recovered_may_exceed_one() -> None:
     chances = {"uncompressed": 0.6, "avg_pool": 0.2, "avg_pool + remember": 0.9}
     gain = recovered(tabulate(made_up.answers(chances), "test"), "avg_pool + remember", **PARTS)
     assert gain["mean"] > 1 and gain["ci95"][0] > 1
+
+
+def test_the_average_recovery_is_the_mean_of_the_ratios_in_every_resample() -> None:
+    chances = {**made_up.CHANCES, "packer": 0.5, "packer + remember": 0.8}
+    table = tabulate(made_up.answers(chances, seeds=SEEDS), "test")
+    given = {"uncompressed": "uncompressed", "fine": made_up.FINE}
+    twins = {"avg_pool + remember": "avg_pool", "packer + remember": "packer"}
+    each = [recovered(table, row, compressed=twin, **given) for row, twin in twins.items()]
+    both = recovered_on_average(table, twins, **given)
+    assert both["mean"] == pytest.approx((each[0]["mean"] + each[1]["mean"]) / 2)
+    assert both["ci95"][0] < both["mean"] < both["ci95"][1]
+    widths = [one["ci95"][1] - one["ci95"][0] for one in each]
+    assert both["ci95"][1] - both["ci95"][0] < max(widths)  # two rows say more than the worse of them
+    alone = recovered_on_average(table, {"packer + remember": "packer"}, **given)
+    assert alone["mean"] == each[1]["mean"] and np.allclose(alone["ci95"], each[1]["ci95"], atol=1e-3)
+
+
+def test_an_average_over_a_row_that_lost_nothing_is_null() -> None:
+    chances = {"uncompressed": 0.90, "avg_pool": 0.89, "avg_pool + remember": 0.95}
+    table = tabulate(made_up.answers(chances, pages=400), "test")
+    both = recovered_on_average(
+        table, {"avg_pool + remember": "avg_pool"}, uncompressed="uncompressed", fine=made_up.FINE
+    )
+    assert both["mean"] is None and "avg_pool + remember: uncompressed leads" in both["reason"]
+
+
+def test_a_difference_is_that_of_the_means_and_turns_with_its_rows(table) -> None:
+    mean = {row: mean_over_seeds(table, row, made_up.FINE)["value"] for row in made_up.CHANCES}
+    there = difference(table, "avg_pool + remember", "avg_pool", made_up.FINE)
+    back = difference(table, "avg_pool", "avg_pool + remember", made_up.FINE)
+    assert there["difference"] == pytest.approx(mean["avg_pool + remember"] - mean["avg_pool"])
+    assert np.allclose(there["ci95"], [-end for end in reversed(back["ci95"])])
 
 
 def test_a_row_against_itself_differs_by_exactly_nothing(table) -> None:

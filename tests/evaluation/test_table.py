@@ -14,6 +14,8 @@ def test_the_table_says_what_the_results_say() -> None:
     for name in made_up.CHANCES:
         assert f"{100 * results['summary']['means'][name]['value']:.1f} [" in printed and name in printed
     assert "over 60 questions: too few to say" in printed
+    assert f"remember recovers {gain['mean']:.2f} on average over avg_pool + remember" in printed
+    assert "avg_pool + remember differs from avg_pool by +" in printed and "does not say" not in printed
 
 
 def test_a_missing_recovery_is_explained() -> None:

@@ -8,7 +8,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from vision_remember.data.synthetic.pages import make_page
 from vision_remember.foundation.chat import spell
-from vision_remember.foundation.packed_pages import SQUARES, PackedReader, _batch, _chat, right_answers
+from vision_remember.foundation.packed_pages import PARTS, SQUARES, PackedReader, _batch, _chat, right_answers
 from vision_remember.foundation.tokenizer import build_tokenizer
 
 
@@ -53,18 +53,26 @@ def test_tokens_have_the_size_of_text_embeddings(reader, tokenizer):
 
 def test_the_page_stands_once_and_only_answers_are_targets(tokenizer):
     page = make_page("form", "train", 0, 0)
-    chat = _chat(page, tokenizer, random.Random(0), 3, is_reading=False)
+    chat = _chat(page, tokenizer, random.Random(0), 3)
     assert chat.ids.count(-1) == 16
     targets = tokenizer.decode([label for label in chat.labels if label != -100])
     assert all(question.answer in targets for question in page.questions[:1]) and "What" not in targets
 
 
-def test_a_step_names_its_batch(tokenizer):
-    side, ids, labels, pages = _batch(tokenizer, 0, 7)
+def test_exercises_are_asked_for_in_pretraining_alone(tokenizer):
+    page = make_page("table", "train", 0, 0)
+    chat = _chat(page, tokenizer, random.Random(0), 3, practised=1.0)
+    assert "with its" in tokenizer.decode([token for token in chat.ids if token >= 0])
+    assert {question.level for question in page.questions} == {0} and {one.level for one in page.exercises} == {1, 2}
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
+def test_a_step_names_its_batch(tokenizer, part):
+    side, ids, labels, pages = _batch(tokenizer, part, 0, 7)
     assert (side, ids.tolist(), labels.tolist()) == (lambda s, i, t, _: (s, i.tolist(), t.tolist()))(
-        *_batch(tokenizer, 0, 7)
+        *_batch(tokenizer, part, 0, 7)
     )
-    assert len(ids) == len(pages) == SQUARES[side][0] and ((ids < 0).sum(1) == (12 // side) ** 2).all()
+    assert len(ids) == len(pages) == SQUARES[side] and ((ids < 0).sum(1) == (12 // side) ** 2).all()
 
 
 def test_right_answers_are_counted_whole(reader, tokenizer):

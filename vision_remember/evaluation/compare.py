@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from vision_remember.evaluation.plan import Comparison, load_comparison
-from vision_remember.evaluation.prefill import prefill_ms
+from vision_remember.evaluation.prefill import prefill_cost
 from vision_remember.evaluation.records import write_json, write_text
 from vision_remember.evaluation.results import build_results
 from vision_remember.evaluation.row_folder import RowFolder
@@ -84,7 +84,7 @@ def compare(
         comparison,
         {(folder.row.name, folder.seed): folder.trained() for folder in folders},
         {split: {(folder.row.name, folder.seed): folder.answers(split) for folder in folders} for split in splits},
-        prefill_ms(engines, question),
+        prefill_cost(engines, question),
         {
             "command": _command(path, seeds, overrides),
             "held_equal": _held_equal(folders[0]),

@@ -7,6 +7,8 @@
       - {name: uncompressed, projector: {type: mlp}, refusion: {type: none}, checkpoint: embedded/align_mlp}
       - {name: avg_pool, projector: {type: avg_pool, scale: 3}, refusion: {type: none}, checkpoint: embedded/align_avg_pool}
     evaluation: {count: 2000, splits: [test], fine: [text, table, chart, form], coarse: [layout]}
+    differences: [[avg_pool + remember, avg_pool + sva]]              # pairs of rows whose difference is told with its interval
+    averages: {remember: [avg_pool + remember, token_packer + remember]}    # rows whose recovery is told as one
 
 A row is laid over the recipe by the rule of `extends`. Rows may differ in what they are, never in what they are given: an override that
 touches data, order or budget is refused.
@@ -111,16 +113,28 @@ class EvaluationPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A matrix of rows, trained by one recipe and asked the same questions."""
+    """A matrix of rows, trained by one recipe and asked the same questions.
+
+    Attributes:
+        name: of the comparison.
+        instruct: the training recipe of every row.
+        reference: the row that loses nothing.
+        rows: the models.
+        evaluation: the questions.
+        differences: pairs (row, other) of names.
+        averages: names of re-fused rows, by what their mean recovery is called.
+    """
 
     name: str
     instruct: str
     reference: str
     rows: tuple[RowPlan, ...]
     evaluation: EvaluationPlan
+    differences: tuple[tuple[str, ...], ...] = ()
+    averages: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def problems(self) -> Iterable[tuple[str, str]]:
-        """Rows of one name, and a reference that is no row or is re-fused."""
+        """Rows of one name, a reference that is no row or is re-fused, and names of rows that are not there."""
         folders = [row.folder for row in self.rows]
         for i, folder in enumerate(folders):
             if folder in folders[:i]:
@@ -133,11 +147,35 @@ class Comparison:
                 "reference",
                 f"{self.reference!r} must have the re-fusion none: recovery is measured against a plain model",
             )
+        for i, pair in enumerate(self.differences):
+            if len(pair) != 2:
+                yield f"differences.{i}", f"needs two rows, not {len(pair)}"
+            yield from (
+                (f"differences.{i}", f"no row is called {name!r}{nearest(name, by_name)}")
+                for name in pair
+                if name not in by_name
+            )
+        for title, names in self.averages.items():
+            for name in names:
+                if name not in by_name:
+                    yield f"averages.{title}", f"no row is called {name!r}{nearest(name, by_name)}"
+                elif by_name[name].refusion["type"] == "none" or self.compressed_twin(by_name[name]) is None:
+                    yield (
+                        f"averages.{title}",
+                        f"{name!r} recovers nothing: it has no re-fusion, or no row is the same without it",
+                    )
+            if not names:
+                yield f"averages.{title}", "names no row"
 
     def compressed_twin(self, row: RowPlan) -> str | None:
         """Name of the row that is this one without re-fusion, or None where the comparison has none."""
         twins = (other for other in self.rows if other.refusion["type"] == "none" and other.projector == row.projector)
         return next((other.name for other in twins if other.overrides == row.overrides), None)
+
+    def twins(self, names: Iterable[str]) -> dict[str, str]:
+        """The compressed twin of every named row that has one."""
+        found = {row.name: self.compressed_twin(row) for row in self.rows if row.name in set(names)}
+        return {name: twin for name, twin in found.items() if twin is not None}
 
     def recipe(self, row: RowPlan, seed: int) -> Recipe:
         """Return the training recipe of one row and seed.

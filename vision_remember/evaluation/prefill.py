@@ -1,4 +1,4 @@
-"""How long a page and a question take until the first token can be chosen.
+"""What a page and a question cost until the first token can be chosen: time and FLOPs.
 
 Rows are measured in turns, round by round, so that whatever else the machine does in the meantime falls on all of them alike.
 """
@@ -12,12 +12,15 @@ import torch
 
 from vision_remember.evaluation.tasks import Question
 from vision_remember.model.engine import Engine
+from vision_remember.model.flops import prefill_flops
 
 WARM_UP, ROUNDS = 2, 21
 
 
-def prefill_ms(engines: Mapping[str, Engine], question: Question, *, rounds: int = ROUNDS) -> dict[str, float]:
-    """Return the median prefill time of every engine in milliseconds: encoder, projector and decoder, for one prompt.
+def prefill_cost(
+    engines: Mapping[str, Engine], question: Question, *, rounds: int = ROUNDS
+) -> dict[str, dict[str, float]]:
+    """Return `{"prefill_ms", "prefill_flops"}` of every engine for one prompt: encoder, projector, re-fusion and decoder.
 
     Args:
         engines: by row name.
@@ -33,7 +36,13 @@ def prefill_ms(engines: Mapping[str, Engine], question: Question, *, rounds: int
             seconds = _timed(engines[name], inputs[name])
             if number >= WARM_UP:
                 times[name].append(seconds)
-    return {name: 1000 * statistics.median(values) for name, values in times.items()}
+    return {
+        name: {
+            "prefill_ms": 1000 * statistics.median(times[name]),
+            "prefill_flops": prefill_flops(engines[name].model, inputs[name]),
+        }
+        for name in names
+    }
 
 
 def _prompt(engine: Engine, question: Question) -> dict[str, Any]:

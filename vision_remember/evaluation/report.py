@@ -10,7 +10,13 @@ from typing import Any
 from vision_remember.evaluation import figures, html
 from vision_remember.evaluation.html import Markup, element, joined
 from vision_remember.evaluation.specimens import Specimen
-from vision_remember.evaluation.wording import ends, gain_sentence, layout_sentence
+from vision_remember.evaluation.wording import (
+    average_sentence,
+    difference_sentence,
+    ends,
+    gain_sentence,
+    layout_sentence,
+)
 
 Results = Mapping[str, Any]
 
@@ -111,17 +117,23 @@ def _costs(results: Results) -> Markup:
     for name in _names(results):
         rows = [row for row in results["rows"] if row["name"] == name]
         seconds = sum(row["train_seconds"] for row in rows) / len(rows)
-        costs = [f"{rows[0]['trainable_parameters']:,}", f"{seconds:,.0f} s", f"{rows[0]['prefill_ms']:.1f} ms"]
+        costs = [f"{rows[0]['trainable_parameters']:,}", f"{seconds:,.0f} s"]
+        costs += [f"{rows[0]['prefill_flops'] / 1e9:.2f}", f"{rows[0]['prefill_ms']:.1f} ms"]
         body.append([_named(results, name), rows[0]["projector"], rows[0]["refusion"], rows[0]["tokens"], *costs])
     caption = "What a row costs. Training: mean over seeds. Prefill: encoder, projector and decoder for one page and one question."
     return _table(
-        2, ["Row", "Projector", "Re-fusion", "Tokens", "Trained weights", "Training", "Prefill"], body, caption
+        2,
+        ["Row", "Projector", "Re-fusion", "Tokens", "Trained weights", "Training", "Prefill GFLOP", "Prefill"],
+        body,
+        caption,
     )
 
 
 def _tokens(results: Results) -> Markup:
     summary = results["summary"]
     lines = [gain_sentence(name, gain) for name, gain in summary["recovered"].items() if gain["mean"] is not None]
+    lines += [average_sentence(title, average) for title, average in summary["averages"].items()]
+    lines += [difference_sentence(difference) for difference in summary["differences"]]
     lines += [layout_sentence(name, layout) for name, layout in summary["layout"].items()]
     return element("p", " ".join(lines)) if lines else Markup("")
 
@@ -178,6 +190,7 @@ def _method(results: Results) -> Markup:
             + ("" if len(_seeds(results)) > 1 else "; with one seed they do not cover training noise"),
         ),
         ("Prefill", definitions["prefill_ms"]),
+        ("Prefill GFLOP", definitions["prefill_flops"]),
         ("Versions", ", ".join(f"{name} {number}" for name, number in results["versions"].items())),
     ]
     return joined((html.definitions(pairs), element("p", "The command:"), element("pre", results["command"])))

@@ -12,9 +12,11 @@ from vision_remember.evaluation.summary import (
     LAYOUT_TOLERANCE,
     MINIMUM_LEAD,
     AnswerTable,
+    difference,
     layout_difference,
     mean_over_seeds,
     recovered,
+    recovered_on_average,
     row_scores,
     tabulate,
 )
@@ -28,10 +30,13 @@ DEFINITIONS = {
     "recovered": "(row - compressed) / (uncompressed - compressed), a ratio of fine-family means over all seeds; compressed is the row "
     "with the same projector, tokens and overrides and no re-fusion, uncompressed the reference; "
     f"null where the reference leads by less than {100 * MINIMUM_LEAD:.0f} points",
+    "averages": "mean of recovered over the named rows, taken in every resample",
+    "differences": "paired difference row - other of the mean of the fine families",
     "layout": "paired difference row - compressed on the coarse families; not hurt when it is at least "
     f"-{100 * LAYOUT_TOLERANCE:.0f} point on at least {LAYOUT_QUESTIONS:,} questions",
     "ci95": f"2.5 and 97.5 percentiles of {bootstrap.RESAMPLES:,} paired resamples of pages; in the summary of seeds, then pages",
     "prefill_ms": "median time of encoder, projector and decoder for one page and question, rows measured in turns",
+    "prefill_flops": "of the same prompt, counted by shapes: matrix products and convolutions, a multiply-add being two",
 }
 
 
@@ -56,7 +61,7 @@ def build_results(
     comparison: Comparison,
     trained: Mapping[tuple[str, int], TrainedRow],
     answers: Mapping[str, Answers],
-    prefill_ms: Mapping[str, float],
+    cost: Mapping[str, Mapping[str, float]],
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the content of `results.json`.
@@ -65,7 +70,7 @@ def build_results(
         comparison: the plan.
         trained: every (row name, seed).
         answers: records of every (row name, seed), by split.
-        prefill_ms: by row name.
+        cost: `{"prefill_ms", "prefill_flops"}` by row name.
         about: command, budget, versions: whatever explains the numbers.
     """
     exact = {split: tabulate(records, split) for split, records in answers.items()}
@@ -80,7 +85,7 @@ def build_results(
         **about,
         "definitions": DEFINITIONS,
         "rows": [
-            _row(comparison, name, seed, split, exact[split], similar[split], trained[name, seed], prefill_ms[name])
+            _row(comparison, name, seed, split, exact[split], similar[split], trained[name, seed], cost[name])
             for split in exact
             for name, seed in trained
         ],
@@ -100,7 +105,7 @@ def _row(
     exact: AnswerTable,
     similar: AnswerTable,
     trained: TrainedRow,
-    prefill_ms: float,
+    cost: Mapping[str, float],
 ) -> dict[str, Any]:
     plan = next(row for row in comparison.rows if row.name == name)
     scores = row_scores(exact, name, seed)
@@ -118,7 +123,7 @@ def _row(
         "mean": sum(fine) / len(fine),
         "trainable_parameters": trained.trainable_parameters,
         "train_seconds": trained.train_seconds,
-        "prefill_ms": prefill_ms,
+        **cost,
         "projector_options": plan.projector,
         "refusion_options": plan.refusion,
         "checkpoint": plan.checkpoint,
@@ -147,4 +152,10 @@ def _summary(comparison: Comparison, table: AnswerTable) -> dict[str, Any]:
         )
         if coarse:
             summary["layout"][row.name] = layout_difference(table, row.name, compressed=compressed, coarse=coarse)
-    return summary
+    return summary | {
+        "differences": [difference(table, *pair, fine) for pair in comparison.differences],
+        "averages": {
+            title: recovered_on_average(table, comparison.twins(names), uncompressed=comparison.reference, fine=fine)
+            for title, names in comparison.averages.items()
+        },
+    }

@@ -6,6 +6,8 @@ for detail that compression loses; coarse ones (`layout`) for what it keeps.
 - *Recovered* = (row - compressed) / (uncompressed - compressed), of fine-family means. `compressed` is the row with the same projector,
   tokens and overrides but re-fusion `none`; `uncompressed` is the comparison's reference. It may exceed 1. It is null where the
   uncompressed model leads by less than 5 points: a ratio to nearly nothing means nothing.
+- *Recovered on average* is the mean of that ratio over several rows, in every resample.
+- *Difference*: the paired difference of two rows' fine-family means.
 - *Layout not hurt*: the paired difference row - compressed on the coarse families is at least -1 point, on at least 1,000 questions.
 
 Scores are fractions; one point is 0.01. Intervals: `bootstrap.py`.
@@ -132,20 +134,51 @@ def recovered(
     return result if ends else {**result, "reason": "the lead is not above zero in more than 2.5 % of the resamples"}
 
 
+def recovered_on_average(
+    table: AnswerTable, twins: Mapping[str, str], *, uncompressed: str, fine: Sequence[str]
+) -> dict[str, Any]:
+    """Return `{"mean", "ci95", "rows"}` of the mean recovery of several rows, or nulls with the `reason`.
+
+    Args:
+        table: the answers.
+        twins: the compressed row of every row.
+        uncompressed: the reference.
+        fine: families.
+    """
+    each = [recovered(table, row, compressed=twin, uncompressed=uncompressed, fine=fine) for row, twin in twins.items()]
+    result: dict[str, Any] = {"mean": None, "ci95": None, "rows": list(twins)}
+    for row, one in zip(twins, each, strict=True):
+        if one["ci95"] is None:
+            return {**result, "reason": f"{row}: {one['reason']}"}
+    _, resampled = table.mean(fine)
+    ratios = []
+    for row, twin in twins.items():
+        r, c, u = (table.rows.index(name) for name in (row, twin, uncompressed))
+        gain, lead = (_over_seeds(table, resampled[:, x] - resampled[:, c]) for x in (r, u))
+        ratios.append(np.divide(gain, lead, out=np.zeros_like(gain), where=lead > 0))
+    spread = bootstrap.interval(np.mean([one["mean"] for one in each]), np.mean(ratios, axis=0))
+    return {**result, "mean": spread.value, "ci95": [spread.low, spread.high]}
+
+
+def difference(table: AnswerTable, row: str, other: str, families: Sequence[str]) -> dict[str, Any]:
+    """Return `{"row", "other", "difference", "ci95"}`: how much better a row is than another one on some families."""
+    r, o = table.rows.index(row), table.rows.index(other)
+    scores, resampled = table.mean(families)
+    spread = bootstrap.interval((scores[r] - scores[o]).mean(), _over_seeds(table, resampled[:, r] - resampled[:, o]))
+    return {"row": row, "other": other, "difference": spread.value, "ci95": [spread.low, spread.high]}
+
+
 def layout_difference(table: AnswerTable, row: str, *, compressed: str, coarse: Sequence[str]) -> dict[str, Any]:
     """Return `{"difference", "ci95", "n", "not_hurt"}` of a row against its compressed twin on the coarse families.
 
     `n` counts paired questions, each once however many seeds answered it; below 1,000 `not_hurt` is null, with the `reason`.
     """
-    r, c = table.rows.index(row), table.rows.index(compressed)
-    scores, resampled = table.mean(coarse)
-    difference = (scores[r] - scores[c]).mean()
-    spread = bootstrap.interval(difference, _over_seeds(table, resampled[:, r] - resampled[:, c]))
+    paired = difference(table, row, compressed, coarse)
     questions = sum(table.families[family].num_questions for family in coarse)
-    result = {"difference": spread.value, "ci95": [spread.low, spread.high], "n": questions, "compressed": compressed}
+    result = {"difference": paired["difference"], "ci95": paired["ci95"], "n": questions, "compressed": compressed}
     if questions < LAYOUT_QUESTIONS:
         return {**result, "not_hurt": None, "reason": f"{questions} questions, at least {LAYOUT_QUESTIONS} are needed"}
-    return {**result, "not_hurt": bool(difference >= -LAYOUT_TOLERANCE - _ROUNDING)}
+    return {**result, "not_hurt": bool(paired["difference"] >= -LAYOUT_TOLERANCE - _ROUNDING)}
 
 
 def _family_table(scores: Floats, pages: Sequence[str], *, key: str) -> FamilyTable:

@@ -9,7 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from vision_remember.evaluation.runner import Evaluation
-from vision_remember.evaluation.wording import ends, gain_sentence, layout_sentence
+from vision_remember.evaluation.wording import (
+    average_sentence,
+    difference_sentence,
+    ends,
+    gain_sentence,
+    layout_sentence,
+)
 
 
 def results_table(results: Mapping[str, Any]) -> Group:
@@ -22,7 +28,7 @@ def results_table(results: Mapping[str, Any]) -> Group:
         title_justify="left",
     )
     table.add_column("row", overflow="fold")
-    for head in ("tokens", *fine, "fine mean", *coarse, "recovered", "trained", "prefill"):
+    for head in ("tokens", *fine, "fine mean", *coarse, "recovered", "trained", "GFLOP", "prefill"):
         table.add_column(head, justify="right")
     for name in dict.fromkeys(row["name"] for row in results["rows"]):
         families, mean = summary["families"][name], summary["means"][name]
@@ -35,9 +41,12 @@ def results_table(results: Mapping[str, Any]) -> Group:
             *(f"{100 * families[family]['value']:.1f}" for family in coarse),
             _recovered(summary["recovered"].get(name)),
             f"{rows[name]['trainable_parameters']:,}",
+            f"{rows[name]['prefill_flops'] / 1e9:.2f}",
             f"{rows[name]['prefill_ms']:.1f} ms",
         )
     sentences = [gain_sentence(name, gain) for name, gain in summary["recovered"].items()]
+    sentences += [average_sentence(title, average) for title, average in summary["averages"].items()]
+    sentences += [difference_sentence(difference) for difference in summary["differences"]]
     sentences += [layout_sentence(name, layout) for name, layout in summary["layout"].items()]
     return Group(table, *(Text(sentence, style="dim") for sentence in sentences))
 

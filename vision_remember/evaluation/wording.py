@@ -13,6 +13,22 @@ def gain_sentence(name: str, gain: Mapping[str, Any]) -> str:
     return f"{name} recovers {gain['mean']:.2f} of the {distance} ({spread})."
 
 
+def average_sentence(title: str, average: Mapping[str, Any]) -> str:
+    """Say what several rows recover on average, or why that cannot be said."""
+    rows = ", ".join(average["rows"])
+    if average["mean"] is None:
+        return f"On average over {rows}, recovery is not defined: {average['reason']}."
+    return f"{title} recovers {average['mean']:.2f} on average over {rows} (95 % interval {ends(average['ci95'])})."
+
+
+def difference_sentence(difference: Mapping[str, Any]) -> str:
+    """Say how far two rows are apart, and whether the interval leaves it open which is ahead."""
+    low, high = (100 * end for end in difference["ci95"])
+    open_end = "; the interval does not say which is ahead" if low <= 0 <= high else ""
+    points = f"{100 * difference['difference']:+.1f} points [{low:+.1f}, {high:+.1f}]"
+    return f"{difference['row']} differs from {difference['other']} by {points} on fine detail{open_end}."
+
+
 def layout_sentence(name: str, layout: Mapping[str, Any]) -> str:
     """Say whether a row was hurt on the coarse families."""
     low, high = (100 * end for end in layout["ci95"])

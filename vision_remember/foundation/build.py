@@ -14,11 +14,12 @@ from vision_remember.training.trainer import train
 
 RECIPES = Path("recipes") / "tiny"
 MLP, AVG_POOL = {"type": "mlp"}, {"type": "avg_pool", "scale": 3}
-# The rows of the demo, aligned on the same pages in the same order for as many steps: first reading, then questions.
+REMEMBER = {"type": "remember", "layers": [-1, 1, 3], "num_heads": 12, "num_kv_heads": 4}
+# The rows of the demo, aligned on the same pages in the same order for as many steps.
 ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "align_mlp": (MLP, {"type": "none"}),
     "align_avg_pool": (AVG_POOL, {"type": "none"}),
-    "align_remember": (AVG_POOL, {"type": "remember", "layers": [-1, 1, 3]}),
+    "align_remember": (AVG_POOL, REMEMBER),
 }
 
 
@@ -47,12 +48,10 @@ def build(out: Path, *, seed: int = 0) -> Path:
         if not (weights / f"projector_{projector['type']}").exists():
             pretrain_projector(weights, seed, projector)
     for name, (projector, refusion) in ROWS.items():
-        parts = {"projector": projector, "refusion": refusion}
         start = {"vision": weights / "encoder", "text": weights / "language_model"}
         start["projector_weights"] = weights / f"projector_{projector['type']}"
-        reads = _stage(out / name, "align.yaml", {**start, **parts})
-        asks = _stage(out / f"{name}_questions", "align_questions.yaml", {"checkpoint": reads, **parts})
-        _keep(asks, weights / name)
+        parts = {"projector": projector, "refusion": refusion}
+        _keep(_stage(out / name, "align.yaml", {**start, **parts}), weights / name)
     trained = _stage(out / "llava_vr_tiny", "llava_vr_tiny.yaml", {"checkpoint": weights / "align_remember"})
     _keep(trained, weights / "llava_vr_tiny")
     return weights

@@ -9,13 +9,18 @@ their embeddings, each turned by a matrix of its place in the square, and tells 
 The matrices of the first column start as the identity: what the model knows of single characters then holds for the first one of a
 square. With random matrices everywhere the look-up did not move for 400 steps.
 
+First it reads and answers, then it practises: a table's cell takes two look-ups and a comparison three, and both are plateaus until their
+parts are asked for too, which the exercises of a page do.
+
 `python -m vision_remember.foundation.packed_pages` prints how many questions the shipped model answers, teacher-forced, per square.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,15 +35,64 @@ from vision_remember.foundation.chat import Chat, encode, pad, spell
 from vision_remember.foundation.fit import Schedule, fit
 from vision_remember.model.embedded import model_path
 
-SCHEDULE = Schedule(steps=3000, learning_rate=1e-3, warmup=50)
-# Side of a square: pages in a batch, share of the batches.
-SQUARES = {1: (16, 0.25), 2: (24, 0.15), 3: (40, 0.45), 4: (40, 0.15)}
+SQUARES = {1: 16, 2: 24, 3: 40, 4: 40}  # side of a square: pages in a batch
 LARGEST = max(SQUARES)
-SHARES = {"table": 0.35, "chart": 0.25, "text": 0.2, "form": 0.15, "layout": 0.05}
-READING_ONLY = 200  # steps in which pages are only read out; asked for at once, spelling and look-up are a plateau
-READ_OUT = 0.25  # share of the pages that are read out before questions are asked, after that
-FIRST_PAGE = 1_000_000  # numbers of pages that the drills' pages have not used
 PLACE_STD = 0.04
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A part of the pretraining.
+
+    Attributes:
+        name: Of its run folder.
+        schedule: Steps and rates.
+        first_page: Number of its first page: no page comes twice.
+        squares: Share of the batches by side.
+        families: Share of the pages.
+        reading_only: Steps in which pages are only read out; asked for at once, spelling and look-up are a plateau.
+        read_out: Share of the pages that are read out before questions are asked, after that.
+        practised: Share of the pages whose exercises are asked for too.
+        level: Of the exercises.
+    """
+
+    name: str
+    schedule: Schedule
+    first_page: int
+    squares: Mapping[int, float]
+    families: Mapping[str, float]
+    reading_only: int = 0
+    read_out: float = 0.0
+    practised: float = 0.0
+    level: int = 1
+
+
+READING = Part(
+    name="packed_pages",
+    schedule=Schedule(steps=3000, learning_rate=1e-3, warmup=50),
+    first_page=1_000_000,  # numbers that the drills' pages have not used
+    squares={1: 0.25, 2: 0.15, 3: 0.45, 4: 0.15},
+    families={"table": 0.35, "chart": 0.25, "text": 0.2, "form": 0.15, "layout": 0.05},
+    reading_only=200,
+    read_out=0.25,
+)
+PRACTICE = Part(
+    name="practice",
+    schedule=Schedule(steps=1100, falls_until=2400, learning_rate=1e-3, muon_rate=0.01, warmup=50),
+    first_page=2_000_000,
+    squares={1: 0.25, 2: 0.1, 3: 0.5, 4: 0.15},
+    families={"table": 0.37, "chart": 0.33, "text": 0.15, "form": 0.1, "layout": 0.05},
+    read_out=0.1,
+    practised=0.6,
+)
+HARDER_PRACTICE = replace(
+    PRACTICE,
+    name="harder_practice",
+    schedule=Schedule(steps=2000, learning_rate=1e-3, muon_rate=0.01, warmup=50),
+    first_page=3_000_000,
+    level=2,
+)
+PARTS = (READING, PRACTICE, HARDER_PRACTICE)
 
 
 class Packing(nn.Module):
@@ -108,7 +162,7 @@ class PackedReader(nn.Module):
 def pretrain_on_packed_pages(
     model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, seed: int
 ) -> PackedReader:
-    """Trains `model` in place; resumes from `folder / "packed_pages_run"`.
+    """Trains `model` in place, in `PARTS`; resumes from `folder`.
 
     Args:
         model: After the drills of `language_model.py`.
@@ -122,8 +176,8 @@ def pretrain_on_packed_pages(
     torch.manual_seed(seed)
     reader = PackedReader(model, tokenizer)
 
-    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        side, ids, labels, cells = _batch(tokenizer, seed, step)
+    def loss(part: Part, step: int) -> tuple[Tensor, dict[str, float]]:
+        side, ids, labels, cells = _batch(tokenizer, part, seed, step)
         # Half precision in the matrix products alone: a quarter less time where the CPU has it, the same curve.
         with torch.autocast("cpu", torch.bfloat16):
             hidden = reader(ids, cells, side)[:, :-1]
@@ -133,7 +187,9 @@ def pretrain_on_packed_pages(
             right = (guesses.argmax(-1) == truth).float().mean().item()
             return nn.functional.cross_entropy(guesses, truth), {"right": right, "side": side}
 
-    fit(reader, loss, SCHEDULE, folder / "packed_pages_run", "language model, packed pages")
+    for part in PARTS:
+        title = f"language model, {part.name.replace('_', ' ')}"
+        fit(reader, partial(loss, part), part.schedule, folder / f"{part.name}_run", title)
     return reader
 
 
@@ -144,7 +200,7 @@ def right_answers(
     """The share of answers whose every token is the likeliest one after the right tokens before it, on `count` unseen pages."""
     rng = random.Random(0)
     pages = [make_page(family, "test", 0, index) for index in range(count)]
-    chats = [_chat(page, tokenizer, rng, side, is_reading=False) for page in pages]
+    chats = [_chat(page, tokenizer, rng, side) for page in pages]
     ids, labels = pad(chats, tokenizer.pad_token_id)
     guesses = reader.model.lm_head(reader(ids, _cells(pages, tokenizer), side)[:, :-1]).argmax(-1)
     is_target = labels[:, 1:] != -100
@@ -155,17 +211,20 @@ def right_answers(
     return 1 - len(answer[wrong].unique()) / int(starts.sum())
 
 
-def _batch(tokenizer: PreTrainedTokenizerFast, seed: int, step: int) -> tuple[int, Tensor, Tensor, Tensor]:
+def _batch(tokenizer: PreTrainedTokenizerFast, part: Part, seed: int, step: int) -> tuple[int, Tensor, Tensor, Tensor]:
     """Side of the squares; ids and labels int64[B, T], right-padded; the cells of the pages as ids, int64[B, 144]."""
-    rng = random.Random(f"{seed}/packed/{step}")
-    side = rng.choices([*SQUARES], [share for _, share in SQUARES.values()])[0]
-    is_reading = step < READING_ONLY
-    shares = [0 if is_reading and family == "layout" else share for family, share in SHARES.items()]  # nothing to read
+    rng = random.Random(f"{seed}/{part.name}/{step}")
+    side = rng.choices([*part.squares], [*part.squares.values()])[0]
+    is_reading = step < part.reading_only
+    shares = [0 if is_reading and family == "layout" else share for family, share in part.families.items()]
     pages = [
-        make_page(rng.choices([*SHARES], shares)[0], "train", seed, FIRST_PAGE + 64 * step + place)
-        for place in range(SQUARES[side][0])
+        make_page(rng.choices([*part.families], shares)[0], "train", seed, part.first_page + 64 * step + place)
+        for place in range(SQUARES[side])
     ]
-    chats = [_chat(page, tokenizer, rng, side, is_reading=is_reading) for page in pages]
+    read_out, practised = (1.0, 0.0) if is_reading else (part.read_out, part.practised)
+    chats = [
+        _chat(page, tokenizer, rng, side, read_out, practised, part.level, is_asked=not is_reading) for page in pages
+    ]
     ids, labels = pad(chats, tokenizer.pad_token_id)
     return side, ids, labels, _cells(pages, tokenizer)
 
@@ -175,13 +234,26 @@ def _cells(pages: Sequence[Page], tokenizer: PreTrainedTokenizerFast) -> Tensor:
     return torch.tensor([spell(tokenizer, "".join(page.text)) for page in pages])
 
 
-def _chat(page: Page, tokenizer: PreTrainedTokenizerFast, rng: random.Random, side: int, *, is_reading: bool) -> Chat:
+def _chat(
+    page: Page,
+    tokenizer: PreTrainedTokenizerFast,
+    rng: random.Random,
+    side: int,
+    read_out: float = 0.0,
+    practised: float = 0.0,
+    level: int = 1,
+    *,
+    is_asked: bool = True,
+) -> Chat:
     """The page read out, questioned, or both; -1 stands for each token of the page."""
-    turns = [(question.question, question.answer) for question in page.questions]
-    rng.shuffle(turns)
-    turns = turns[: 5 if side == 1 else 7]
-    if page.transcript and rng.random() < (1.0 if is_reading else READ_OUT):
-        turns = [(READ_ALL, page.transcript), *([] if is_reading else turns[:4])]
+    asked = rng.sample(page.questions, len(page.questions))
+    if practised and rng.random() < practised:
+        exercises = [question for question in page.exercises if question.level == level]
+        asked = [*rng.sample(exercises, min(4, len(exercises))), *asked[:4]]
+        rng.shuffle(asked)
+    turns = [(question.question, question.answer) for question in asked[: 5 if side == 1 else 7]]
+    if page.transcript and rng.random() < read_out:
+        turns = [(READ_ALL, page.transcript), *(turns[:4] if is_asked else [])]
     chat = Chat(tokenizer)
     for place, (question, answer) in enumerate(turns):
         head: Sequence[int] = [-1] * (SIDE // side) ** 2 + encode(tokenizer, "\n") if place == 0 else []
@@ -196,7 +268,7 @@ def main() -> None:
     reader = PackedReader(model, tokenizer).eval()
     reader.packing.load_state_dict(load_file(Path(model_path("embedded/packing")) / "model.safetensors"))
     for side in SQUARES:
-        found = {family: round(100 * right_answers(reader, tokenizer, family, side)) for family in SHARES}
+        found = {family: round(100 * right_answers(reader, tokenizer, family, side)) for family in READING.families}
         print(f"{side} x {side} cells a token:", ", ".join(f"{family} {right}" for family, right in found.items()))
 
 

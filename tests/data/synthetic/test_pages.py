@@ -95,3 +95,26 @@ def test_an_unknown_family_or_split_is_refused_with_the_known_ones():
         make_page("poem", "train", 0, 0)
     with pytest.raises(ValueError, match="shift"):
         make_page("text", "valid", 0, 0)
+
+
+def test_exercises_agree_with_the_questions_of_their_page():
+    for index in range(40):
+        page = make_page("table", "train", 0, index)
+        asked = {question.question: question.answer for question in page.exercises}
+        for question in page.questions:
+            words = question.question.rstrip("?.").replace(",", "").split()
+            if "column" in words:
+                row, column = words[words.index("row") + 1].upper(), words[words.index("column") + 1].upper()
+                assert f"{column} {question.answer}" in asked[f"Read row {row} with its columns."]
+                assert f"{row} {question.answer}" in asked[f"Read column {column} with its rows."]
+        page = make_page("chart", "train", 0, index)
+        asked = {question.question: question.answer for question in page.exercises}
+        for question in page.questions:
+            if "largest" in question.question:
+                assert asked["Sort the names from large to small."].startswith(question.answer)
+
+
+def test_exercises_are_no_questions():
+    pages = [make_page(family, "test", 0, 0) for family in families()]
+    assert all(question.level == 0 for page in pages for question in page.questions)
+    assert all(question.level > 0 for page in pages for question in page.exercises)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections.abc import Sequence
 
 from vision_remember.data.synthetic.canvas import COLOURS, Box, Canvas
 from vision_remember.data.synthetic.content import Content
-from vision_remember.data.synthetic.question import Question, ask
+from vision_remember.data.synthetic.question import Question, ask, exercise
 
 READ = ["What is the value of {0}?", "How much is {0}?"]
 LARGEST = ["Which has the largest value?", "Which is the largest?"]
@@ -101,7 +103,38 @@ def _questions(content: Content, marks: list[tuple[str, int, Box]], unit: str = 
     if first[1] != second[1]:
         label, _, box = max(first, second, key=lambda mark: mark[1])
         questions.append(ask(rng, COMPARE, [first[0], second[0]], label, box))
-    return questions
+    return questions + _exercises(marks, unit)
+
+
+def _exercises(marks: list[tuple[str, int, Box]], unit: str) -> list[Question]:
+    """The whole chart, as drawn and sorted, and every comparison, bare and with the values spelt out first; then both ends of the order."""
+    box = marks[0][2]
+    falling = sorted(marks, key=lambda mark: -mark[1])
+    (most, high, _), (least, low, _) = falling[0], falling[-1]
+    names = " ".join(label for label, _, _ in falling)
+    found = [
+        exercise(1, "Read the chart.", _pairs(marks, unit), box),
+        exercise(1, "Sort from large to small.", _pairs(falling, unit), box),
+        exercise(1, "Sort the names from large to small.", names, box),
+        exercise(2, "Sort the names from large to small.", names, box),
+        exercise(2, "What is the largest value?", f"{high}{unit}", box),
+        exercise(2, "What is the smallest value?", f"{low}{unit}", box),
+        exercise(2, "Which is the smallest?", least, box),
+        *(exercise(2, phrasing, most, box) for phrasing in LARGEST),
+    ]
+    for first, second in itertools.permutations(marks, 2):
+        if first[1] != second[1]:
+            larger, smaller = (choose(first, second, key=lambda mark: mark[1])[0] for choose in (max, min))
+            question, other = COMPARE[0].format(first[0], second[0]), f"Which is smaller, {first[0]} or {second[0]}?"
+            spelt = f"{_pairs([first, second], unit)} {larger}"
+            found.append(exercise(1, question, larger, box))
+            found.append(exercise(1, f"Compare {first[0]} and {second[0]}.", spelt, box))
+            found += [exercise(2, question, larger, box), exercise(2, other, smaller, box)]
+    return found
+
+
+def _pairs(marks: Sequence[tuple[str, int, Box]], unit: str) -> str:
+    return " ".join(f"{label} {value}{unit}" for label, value, _ in marks)
 
 
 def _colour(rng: random.Random) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vision_remember.data.synthetic.canvas import COLOURS, Canvas
 from vision_remember.data.synthetic.content import Content
-from vision_remember.data.synthetic.question import Question, ask
+from vision_remember.data.synthetic.question import Question, ask, exercise
 
 SHAPES = ("circle", "square", "triangle")
 PLACES = {"top left": (0, 0), "top right": (0, 6), "bottom left": (6, 0), "bottom right": (6, 6)}
@@ -25,6 +25,8 @@ def draw(canvas: Canvas, content: Content) -> list[Question]:
             ask(rng, ["What color is the {0}?"], [kind], colour, box),
             ask(rng, ["Where is the {0}?"], [kind], place, box),
             ask(rng, ["What shape is {0}?"], [colour], kind, box),
+            exercise(1, f"Where is {colour}?", place, box),
+            exercise(1, f"What is {place}?", colour, box),
         ]
     whole = (0, 0, *canvas.image.size)
     questions.append(ask(rng, ["How many shapes are there?"], [], str(count), whole))

@@ -23,14 +23,15 @@ COARSE = ("layout",)
 class Page:
     """A rendered page, its questions, and what stands in each cell.
 
-    `cells` and `colours` are int[12, 12], indices into `canvas.CELL_CLASSES` and `canvas.COLOUR_CLASSES`; `text` holds the same page as
-    12 rows of 12 characters.
+    `exercises` are questions that only pretraining asks. `cells` and `colours` are int[12, 12], indices into `canvas.CELL_CLASSES` and
+    `canvas.COLOUR_CLASSES`; `text` holds the same page as 12 rows of 12 characters.
     """
 
     id: str
     family: str
     image: Image.Image
     questions: list[Question]
+    exercises: list[Question]
     cells: np.ndarray
     colours: np.ndarray
     text: list[str]
@@ -65,9 +66,11 @@ def make_page(family: str, split: str, seed: int, index: int) -> Page:
     rng = random.Random(f"{seed}/{split}/{family}/{index}")
     content = Content(rng, split)
     canvas = Canvas(rng, shift=split == "shift")
-    questions = _painter(family)(canvas, content)
+    drawn = _painter(family)(canvas, content)
+    questions = [question for question in drawn if question.level == 0]
+    exercises = [question for question in drawn if question.level]
     name = f"{family}-{split}-{seed}-{index:06d}"
-    return Page(name, family, canvas.image, questions, canvas.cells, canvas.colours, canvas.as_text())
+    return Page(name, family, canvas.image, questions, exercises, canvas.cells, canvas.colours, canvas.as_text())
 
 
 def _painter(family: str) -> Callable[[Canvas, Content], list[Question]]:

@@ -1,0 +1,39 @@
+"""The control of remember's parameters: as many of them, and nothing to see inside a window."""
+
+import torch
+
+from tests.refusion.scene import BACKBONES, COARSE, FINE, build, features
+from vision_remember.geometry import VisionFeatures, gather_windows, windows
+
+
+def shapes(name: str) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in build(name).insertion(0).state_dict().items()}
+
+
+def test_it_has_the_parameters_of_remember():
+    assert shapes("remember_pooled") == shapes("remember")
+
+
+def test_every_slot_of_a_window_holds_the_mean_of_its_patches():
+    pooled, plain = build("remember_pooled"), build("remember")
+    given = features(plain)
+    seen, whole = pooled.memory(given, COARSE), plain.memory(given, COARSE)
+    width = len(plain.levels) * BACKBONES.feature_width
+    rows, patches = (memory.rows.unflatten(2, (-1, width)) for memory in (seen, whole))
+    for image, token in ((0, 0), (1, 1)):
+        own = patches[image, token][whole.valid[image, token]]
+        torch.testing.assert_close(rows[image, token], own.mean(dim=0).expand_as(rows[image, token]))
+    assert torch.equal(seen.valid, whole.valid) and torch.equal(seen.place, whole.place)
+
+
+def test_a_patch_that_is_not_real_does_not_count():
+    pooled = build("remember_pooled")
+    given = features(pooled)
+    own = windows(given.grid, COARSE)
+    valid = torch.ones(len(next(iter(given.levels.values()))), FINE.num_cells, dtype=torch.bool)
+    valid[0, own.index[0, 0]] = False
+    hidden = VisionFeatures(levels=given.levels, grid=given.grid, valid=valid)
+    changed = {level: torch.where(valid[..., None], x, 100 * x.flip(-1)) for level, x in given.levels.items()}
+    other = VisionFeatures(levels=changed, grid=given.grid, valid=valid)
+    assert torch.equal(pooled.memory(hidden, COARSE).rows, pooled.memory(other, COARSE).rows)
+    assert gather_windows(valid, own).any(dim=-1).all()

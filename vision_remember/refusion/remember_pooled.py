@@ -1,0 +1,31 @@
+"""Vision Remember without the detail: a control with all its parameters, whose windows hold nothing but their own mean.
+
+A row that remembers has more trained weights than one without re-fusion. What this control gains is what those weights are worth;
+what Vision Remember gains beyond it comes from looking at single patches. Our own control, from no paper.
+"""
+
+from torch import Tensor
+
+from vision_remember.geometry import Grid, VisionFeatures
+from vision_remember.plugins import Origin
+from vision_remember.refusion import Memory
+from vision_remember.refusion.remember import Config, VisionRemember
+
+__all__ = ["Config", "Refusion"]
+
+ORIGIN = Origin()
+
+
+class PooledRemember(VisionRemember):
+    """Every patch of a window is replaced by the mean of the window's patches, level by level."""
+
+    def memory(self, features: VisionFeatures, token_grid: Grid) -> Memory:
+        """As :class:`VisionRemember`, with ``rows`` that repeat one vector."""
+        memory = super().memory(features, token_grid)
+        patches = memory.rows.unflatten(2, (memory.valid.shape[2], -1))  # [B, V, W, L * C]
+        share = memory.valid / memory.valid.sum(dim=2, keepdim=True).clamp(min=1)
+        mean: Tensor = (patches * share[..., None].to(patches.dtype)).sum(dim=2, keepdim=True)
+        return Memory(rows=mean.expand_as(patches).flatten(2), valid=memory.valid, place=memory.place)
+
+
+Refusion = PooledRemember
