@@ -153,7 +153,7 @@ def _summary(comparison: Comparison, table: AnswerTable) -> dict[str, Any]:
         if coarse:
             summary["layout"][row.name] = layout_difference(table, row.name, compressed=compressed, coarse=coarse)
     return summary | {
-        "differences": [difference(table, *pair, fine) for pair in comparison.differences],
+        "differences": [difference(table, row, other, fine) for row, other in comparison.differences],
         "averages": {
             title: recovered_on_average(table, comparison.twins(names), uncompressed=comparison.reference, fine=fine)
             for title, names in comparison.averages.items()

@@ -47,10 +47,10 @@ def _exercises(headers: list[str], names: list[str], table: list[list[str]], box
             chosen, read = zip(*some, strict=True)
             found.append(exercise(2, f"Read row {name}, columns {' '.join(chosen)}.", " ".join(read), box))
             found.append(exercise(2, f"Read row {name} with columns {' '.join(chosen)}.", _pairs(chosen, read), box))
-    for header, values in zip(headers, zip(*table, strict=True), strict=True):
-        found.append(exercise(1, f"Read column {header}.", " ".join(values), box))
-        found.append(exercise(1, f"Read column {header} with its rows.", _pairs(names, values), box))
-        for some in itertools.permutations(zip(names, values, strict=True)):
+    for header, *below in zip(headers, *table, strict=True):
+        found.append(exercise(1, f"Read column {header}.", " ".join(below), box))
+        found.append(exercise(1, f"Read column {header} with its rows.", _pairs(names, below), box))
+        for some in itertools.permutations(zip(names, below, strict=True)):
             chosen, read = zip(*some, strict=True)
             found.append(exercise(2, f"Read column {header}, rows {' '.join(chosen)}.", " ".join(read), box))
     return found
