@@ -83,6 +83,14 @@ def test_learning_rates_that_are_no_learning_rates_are_refused(recipe_file, writ
 
 
 @pytest.mark.parametrize(
+    ("rates", "because"), [("{refusion: 1.5}", "below 1"), ("{refusio: 0.1}", "did you mean 'refusion'")]
+)
+def test_muon_rates_are_checked_as_learning_rates_are(recipe_file, rates, because):
+    problems = "\n".join(refused(recipe_file, f"training.muon_rates={rates}"))
+    assert "training.muon_rates.refusio" in problems and because in problems
+
+
+@pytest.mark.parametrize(
     ("key", "written", "because"),
     [
         ("training.cache_features", "no", "YAML reads a bare no as false; write false"),

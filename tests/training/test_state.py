@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from vision_remember.training import state
+from vision_remember.training.optimizer import MuonAndAdamW
 
 
 class Tied(nn.Module):
@@ -18,12 +19,18 @@ class Tied(nn.Module):
         self.register_buffer("dropped", torch.ones(2), persistent=False)
 
 
-def stepped(seed: int):
+def stepped(seed: int, *, with_muon: bool = False):
     torch.manual_seed(seed)
     model = Tied()
-    optimizer = torch.optim.AdamW(
-        [{"params": [model.embed.weight], "lr": 0.1}, {"params": [model.frozen.weight]}], fused=True
-    )
+    if with_muon:
+        optimizer = MuonAndAdamW(
+            torch.optim.Muon([{"params": [model.frozen.weight]}]),
+            torch.optim.AdamW([{"params": [model.embed.weight], "lr": 0.1}], fused=True),
+        )
+    else:
+        optimizer = torch.optim.AdamW(
+            [{"params": [model.embed.weight], "lr": 0.1}, {"params": [model.frozen.weight]}], fused=True
+        )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (step + 1))
     for _ in range(seed):
         model.head(model.frozen(model.embed(torch.tensor([seed])))).square().sum().backward()
@@ -32,17 +39,19 @@ def stepped(seed: int):
     return model, optimizer, scheduler
 
 
-def test_weights_moments_and_schedule_come_back_bit_for_bit(tmp_path):
-    model, optimizer, scheduler = stepped(3)
+@pytest.mark.parametrize("with_muon", [False, True])
+def test_weights_moments_and_schedule_come_back_bit_for_bit(tmp_path, with_muon):
+    model, optimizer, scheduler = stepped(3, with_muon=with_muon)
     state.write_state(tmp_path, model, optimizer, scheduler)
-    other, other_optimizer, other_scheduler = stepped(1)
+    other, other_optimizer, other_scheduler = stepped(1, with_muon=with_muon)
     state.read_weights(tmp_path, other)
     state.read_optimizer(tmp_path, other, other_optimizer, other_scheduler)
     for name, tensor in state.weights(model).items():
         assert torch.equal(tensor, state.weights(other)[name])
     assert other.head.weight is other.embed.weight
     for one, two in zip(optimizer.param_groups, other_optimizer.param_groups, strict=True):
-        assert one["lr"] == two["lr"]
+        assert {**one, "params": None} == {**two, "params": None}
+        assert optimizer.state[one["params"][0]]
         for mine, theirs in zip(one["params"], two["params"], strict=True):
             for key, value in optimizer.state[mine].items():
                 assert torch.equal(value, other_optimizer.state[theirs][key]), key

@@ -105,9 +105,16 @@ def test_stage_two_starts_from_the_model_of_stage_one(make_recipe, tmp_path):
         train(make_recipe(f"model.checkpoint={align}", "model.projector={type: mlp}"), output_dir=tmp_path / "other")
 
 
-@pytest.mark.parametrize("cached", ["true", "false"])
-def test_a_run_killed_at_random_steps_ends_as_the_uninterrupted_one(make_recipe, tmp_path, kill_at_step, cached):
-    parts = TRAIN_ALL if cached == "false" else ()
+@pytest.mark.parametrize(
+    ("cached", "parts"),
+    [
+        ("true", ()),
+        ("false", TRAIN_ALL),
+        ("false", (*TRAIN_ALL, "training.muon_rates={refusion: 0.02, encoder: 0.01}")),
+    ],
+    ids=["cached", "all parts", "muon"],
+)
+def test_a_run_killed_at_random_steps_ends_as_the_uninterrupted_one(make_recipe, tmp_path, kill_at_step, cached, parts):
     recipe = make_recipe(*parts, f"training.cache_features={cached}", "training.steps=9", "training.save_every=1")
     train(recipe, output_dir=tmp_path / "whole")
     run = tmp_path / "killed"
@@ -269,6 +276,15 @@ def test_rates_rise_fall_and_keep_their_proportion(make_recipe, tmp_path):
     assert projector[0] == 0 and max(projector) == projector[2] == pytest.approx(0.01)
     assert projector[2:] == sorted(projector[2:], reverse=True)
     assert all(rate["projector"] == pytest.approx(10 * rate["refusion"]) for rate in seen)
+
+
+def test_muon_has_its_own_rate_under_the_same_schedule(make_recipe, tmp_path):
+    train(make_recipe(), output_dir=tmp_path / "adamw")
+    train(make_recipe("training.muon_rates={refusion: 0.02}"), output_dir=tmp_path / "muon")
+    adamw, muon = metrics(tmp_path / "adamw"), metrics(tmp_path / "muon")
+    seen = [line["learning_rates"] for line in muon if line["learning_rates"]["refusion"]]
+    assert seen and all(rates["refusion muon"] == pytest.approx(2 * rates["refusion"]) for rates in seen)
+    assert adamw[0]["loss"] == muon[0]["loss"] and adamw[-1]["loss"] != muon[-1]["loss"]
 
 
 def test_no_file_of_a_run_is_a_pickle(make_recipe, tmp_path):

@@ -155,12 +155,13 @@ class DataSection:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSection:
-    """How it is trained: AdamW per part, warm-up and cosine, loss per target token.
+    """How it is trained: AdamW or Muon per part, warm-up and cosine, loss per target token.
 
     Attributes:
         trainable: the parts that learn; every other part is frozen.
         frozen: modules or parameters inside those parts that stay frozen, by their dotted name in the model.
         learning_rates: peak rate of each part.
+        muon_rates: peak rate of the parts whose hidden matrices Muon trains; everything else in them keeps its learning rate.
         steps: optimizer steps; each takes `batch_size` x `accumulation` samples, however many processes share them.
         tokens_per_image: numbers of vision tokens to train at, one of them drawn for every step, so that one model answers at any of
             them; empty: as many as the projector makes by itself.
@@ -173,6 +174,7 @@ class TrainingSection:
     trainable: tuple[Literal["encoder", "projector", "refusion", "language_model"], ...]
     frozen: tuple[str, ...] = ()
     learning_rates: dict[str, float]
+    muon_rates: dict[str, float] = field(default_factory=dict)
     steps: int = number(minimum=1)
     batch_size: int = number(minimum=1)
     accumulation: int = number(1, minimum=1)
@@ -195,11 +197,12 @@ class TrainingSection:
         for part in self.trainable:
             if part not in self.learning_rates:
                 yield "learning_rates", f"{part} is trainable but has no learning rate"
-        for name, rate in self.learning_rates.items():
-            if name not in PART_NAMES:
-                yield f"learning_rates.{name}", f"no part is called {name!r}{nearest(name, PART_NAMES)}"
-            if not 0 < rate < 1:
-                yield f"learning_rates.{name}", f"is {rate}: it must be above 0 and below 1"
+        for key in ("learning_rates", "muon_rates"):
+            for name, rate in getattr(self, key).items():
+                if name not in PART_NAMES:
+                    yield f"{key}.{name}", f"no part is called {name!r}{nearest(name, PART_NAMES)}"
+                if not 0 < rate < 1:
+                    yield f"{key}.{name}", f"is {rate}: it must be above 0 and below 1"
         for i, count in enumerate(self.tokens_per_image):
             if count < 1 or self.tokens_per_image.count(count) > 1:
                 yield f"tokens_per_image.{i}", f"is {count}: numbers of tokens are 1 or more and named once"

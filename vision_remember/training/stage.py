@@ -18,10 +18,10 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from vision_remember.training import checkpoint, distributed, state
 from vision_remember.training.batches import Batches
+from vision_remember.training.optimizer import build_optimizer
 from vision_remember.training.recipe import Recipe
 from vision_remember.training.watch import Metrics
 
-BETAS = (0.9, 0.98)
 LOOP = "trainer_state.json"
 
 
@@ -62,16 +62,8 @@ class StageTrainer(Trainer):
         return time.monotonic() - self._begin
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """AdamW with two groups for each part: matrices, which decay, and the rest."""
-        training = self.recipe.training
-        groups = []
-        for part, members in self.model.parts().items():
-            trained = [parameter for _, parameter in members if parameter.requires_grad]
-            for is_matrix, decay in ((True, training.weight_decay), (False, 0.0)):
-                if chosen := [parameter for parameter in trained if (parameter.ndim > 1) == is_matrix]:
-                    rate = training.learning_rates[part]
-                    groups.append({"params": chosen, "part": part, "lr": rate, "weight_decay": decay})
-        self.optimizer = torch.optim.AdamW(groups, betas=BETAS, fused=True)
+        """That of the recipe: a rate for each part."""
+        self.optimizer = build_optimizer(self.model, self.model.parts(), self.recipe.training)
         return self.optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

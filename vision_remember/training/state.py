@@ -1,4 +1,4 @@
-"""What a run must remember to go on as if nothing had happened: weights, AdamW moments, schedule, random generators.
+"""What a run must remember to go on as if nothing had happened: weights, moments, schedule, random generators.
 
 Tensors go into safetensors and the rest into JSON, both keyed by parameter name. No pickle is written or read.
 """
@@ -71,7 +71,7 @@ def read_optimizer(folder: Path, model: nn.Module, optimizer: Optimizer, schedul
             device = "cpu" if kind == "step" and not optimizer.defaults.get("fused") else trained[name].device
             optimizer.state[trained[name]][kind] = file.get_tensor(key).to(device)
     for group, saved in zip(optimizer.param_groups, progress["groups"], strict=True):
-        group.update(saved, betas=tuple(saved["betas"]))
+        group.update({key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()})
     scheduler.load_state_dict(progress["scheduler"])
 
 
