@@ -1,5 +1,7 @@
 """Grids and windows: properties over random grids, and the worked examples of the docstrings."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from vision_remember.geometry import (
     closest_grid,
     encoder_grid,
     gather_windows,
+    lattice_distances,
     square_grid,
     windows,
 )
@@ -108,6 +111,19 @@ def test_the_default_table_is_symmetric_to_every_window_up_to_its_own_side(side)
     rows = (own.table_index(5)[0] // 5).view(side, side)[:, 0]
     assert rows.unique().numel() == side
     assert torch.equal(rows + rows.flip(0), torch.full_like(rows, 4))
+
+
+@pytest.mark.parametrize(("side", "places"), [(5, 4), (5, 9), (5, 12), (3, 9), (7, 16), (1, 3)])
+def test_places_are_the_centres_of_a_lattice_and_further_ones_begin_again(side, places):
+    lattice = math.isqrt(places)
+    distances = lattice_distances(side, places)
+    assert distances.shape == (side**2, places)
+    for place in range(places):
+        centre = [(at % lattice + 0.5) / lattice for at in (place // lattice, place)]
+        for cell in range(side**2):
+            offsets = [((at + 0.5) / side - c) * lattice for at, c in zip(divmod(cell, side), centre, strict=True)]
+            assert distances[cell, place].item() == pytest.approx(sum(x * x for x in offsets), abs=1e-5)
+    assert torch.equal(distances[:, lattice**2 :], distances[:, : places - lattice**2])
 
 
 def test_a_window_at_the_border_keeps_its_places_when_the_margin_leaves_the_image():

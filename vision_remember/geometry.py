@@ -14,6 +14,7 @@ Shape legend of the whole package:
 Grids are row-major: patch (row, column) is number ``row * width + column``.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -113,6 +114,21 @@ class Windows:
         cell = (2 * self.offset + 1) * table_side // (2 * self.side[:, None, :])
         row, column = cell.clamp(max=table_side - 1).unbind(-1)  # an empty slot may lie past the end of its window
         return row * table_side + column
+
+
+def lattice_distances(table_side: int, num_places: int) -> Tensor:
+    """How far every cell of a position table lies from places spread evenly over it.
+
+    The first ``p * p`` places, ``p = floor(sqrt(num_places))``, are the centres of a ``p x p`` lattice, row by row; further ones
+    begin again. A window of 3x3 patches has each patch at a place of its own from nine places on.
+
+    Returns:
+        ``float[table_side**2, num_places]``, the squared distance in steps of the lattice.
+    """
+    lattice, place = math.isqrt(num_places), torch.arange(num_places)
+    cell = (torch.arange(table_side) + 0.5)[:, None] / table_side * lattice - 0.5
+    row, column = (cell - place // lattice % lattice) ** 2, (cell - place % lattice) ** 2
+    return (row[:, None] + column).flatten(0, 1)
 
 
 def windows(fine: Grid, coarse: Grid, margin: int = 0, device: torch.device | None = None) -> Windows:

@@ -20,6 +20,7 @@ from tests.refusion.scene import (
     wake,
 )
 from vision_remember.geometry import Grid, VisionFeatures
+from vision_remember.refusion import build_refusion
 
 V1 = {}
 V2 = {"bidirectional": True, "guidance": True}
@@ -178,7 +179,8 @@ def test_images_of_different_sizes_share_a_call():
     mixed.check_whole_images()
     got, _ = child(hidden, mixed, 0)
     full, _ = child(hidden, state, 0)
-    assert torch.equal(got[0], full[0]) and torch.equal(got[2, 10:16], full[2, 10:16])
+    torch.testing.assert_close(got[0], full[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(got[2, 10:16], full[2, 10:16], rtol=1e-12, atol=1e-12)
     assert not torch.equal(got[2, :2], full[2, :2])
 
 
@@ -217,12 +219,23 @@ def test_attention_weights_come_back_when_asked_for():
     torch.testing.assert_close(loud, quiet)
 
 
-def test_position_in_the_window_starts_neutral_and_can_be_learned():
-    refusion = build("remember")
-    child = refusion.insertion(0)
-    assert not child.cross_attention.position.any()
-    state = state_of(refusion)
+def test_every_patch_of_a_window_has_a_place_of_its_own_in_the_table():
+    state = state_of(build("remember"))
     assert state.place[0][state.valid[0]].unique().numel() == state.valid[0].sum()
+
+
+@pytest.mark.parametrize("heads", [9, 12])
+def test_nine_heads_start_at_the_nine_patches_of_a_window(heads):
+    wide = dataclasses.replace(BACKBONES, num_heads=heads, num_kv_heads=3)
+    refusion = build_refusion({"type": "remember", "focus": 3.0}, wide)
+    place = refusion.memory(features(refusion, grid=Grid(6, 6)), Grid(2, 2)).place[0, 0]
+    leans = refusion.insertion(0).cross_attention.position[place].softmax(0)  # [W, H]
+    assert leans.argmax(0).tolist() == [head % 9 for head in range(heads)]
+    assert leans.max(0).values.min() > 0.6
+
+
+def test_without_focus_no_head_prefers_a_place():
+    assert not build("remember", focus=0.0).insertion(0).cross_attention.position.any()
 
 
 def test_a_module_that_is_not_zero_initialised_acts_at_once():

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vision_remember.geometry import Grid, VisionFeatures, gather_windows, windows
+from vision_remember.geometry import Grid, VisionFeatures, gather_windows, lattice_distances, windows
 from vision_remember.local_attention import attend
 from vision_remember.plugins import Origin
 from vision_remember.refusion import Backbones, Insertion, Memory, Method, RefusionState
@@ -41,6 +41,7 @@ class Config:
         num_kv_heads: Key and value heads that they share; None: as many as the LLM.
         margin: Whole patches by which a window reaches over every edge of the token's own cell.
         position_side: Side of the learned position table laid over a window; 1 gives all its patches one place.
+        focus: How much a head leans, at the start, to a place of the window that is its own; 0 for not at all.
         bidirectional: Whether the tokens of one image attend to each other before they look.
         guidance: Whether they then also see the text-guided token, the mean of the user text of the image's turn.
         ffn_ratio: Width of the feed-forward branch in units of D; 0 for none.
@@ -53,6 +54,7 @@ class Config:
     num_kv_heads: int | None = None
     margin: int = 0
     position_side: int = 5  # tells all patches of windows up to 5x5 apart; odd, so the table mirrors with the window
+    focus: float = 2.0
     bidirectional: bool = False
     guidance: bool = False
     ffn_ratio: float = 1.0
@@ -63,9 +65,9 @@ class Config:
             raise ValueError("remember: guidance enters through the self-attention; set bidirectional: true as well")
         if self.layers == () or self.levels == ():
             raise ValueError("remember: needs at least one layer and one level; for no re-fusion use type: none")
-        for name, least in {"num_heads": 1, "num_kv_heads": 1, "margin": 0, "position_side": 1, "ffn_ratio": 0}.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
+        at_least = {"num_heads": 1, "num_kv_heads": 1, "margin": 0, "position_side": 1, "focus": 0, "ffn_ratio": 0}
+        for name, least in at_least.items():
+            if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"remember: {name} is at least {least}, got {value}")
 
 
@@ -81,8 +83,7 @@ class VisionRemember(Method):
     def memory(self, features: VisionFeatures, token_grid: Grid) -> Memory:
         """Normalises every level and hands each token its own window of them, flattened into channels."""
         # No affine parameters: the key and value projections hold the scale, and a frozen encoder's memory needs no gradient.
-        levels = features.stack(self.levels)  # [B, P, L, C]
-        levels = F.layer_norm(levels, levels.shape[-1:]).flatten(2)
+        levels = F.layer_norm(features.stack(self.levels), (self.backbones.feature_width,)).flatten(2)  # [B, P, L * C]
         own = windows(features.grid, token_grid, self.config.margin, device=levels.device)
         valid = own.valid.expand(len(levels), -1, -1)  # [B, V, W]
         if features.valid is not None:
@@ -145,7 +146,7 @@ class TokenFeatureCrossAttention(Attention):
 
     def __init__(self, config: Config, backbones: Backbones, memory_width: int) -> None:
         super().__init__(backbones, memory_width)
-        self.position = nn.Parameter(torch.zeros(config.position_side**2, backbones.num_heads))
+        self.position = nn.Parameter(-config.focus * lattice_distances(config.position_side, backbones.num_heads))
 
     def forward(self, x: Tensor, state: RefusionState) -> tuple[Tensor, Tensor | None]:
         """From ``x float[N, D]`` to what the tokens saw, ``float[N, D]``, and the weights ``[N, H, W]`` if asked for."""
@@ -189,8 +190,7 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(width, eps=1e-6)
-        self.up = nn.Linear(width, inner, bias=False)
-        self.out = nn.Linear(inner, width, bias=False)
+        self.up, self.out = nn.Linear(width, inner, bias=False), nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(F.gelu(self.up(self.norm(x))))
