@@ -185,6 +185,28 @@ def test_shards_make_one_comparison(results: dict, home: Path) -> None:
     assert whole is not None and _without_timings(whole) == _without_timings(results)
 
 
+def test_an_elastic_model_is_trained_once_and_answers_at_each_of_its_rates(home: Path) -> None:
+    shared = "projector: {type: avg_pool, scale: 3}, refusion: {type: remember}, overrides: {training.tokens_per_image: [9, 4]}"
+    text = (home / "compare.yaml").read_text(encoding="utf-8")
+    rows = "".join(
+        f"  - {{name: elastic {tokens}, {shared}, tokens: {tokens}{also}}}\n"
+        for tokens, also in ((9, ""), (4, ", trained_as: elastic 9"))
+    )
+    (home / "elastic.yaml").write_text(
+        text.replace("evaluation:", f"{rows}differences: [[elastic 4, elastic 9]]\nevaluation:"), encoding="utf-8"
+    )
+    assert compare(home / "elastic.yaml", out=home / "elastic", shard=(1, 2)) is None
+    assert not list((home / "elastic" / "rows").glob("elastic*"))
+    results = compare(home / "elastic.yaml", out=home / "elastic", shard=(2, 2))
+    assert len(_files(home / "elastic", "metrics.jsonl")) == 4
+    nine, four = (row for row in results["rows"] if row["name"].startswith("elastic") and row["split"] == "test")
+    assert (nine["tokens"], four["tokens"]) == (9, 4) and nine["train_seconds"] == four["train_seconds"]
+    assert nine["prefill_flops"] > four["prefill_flops"]
+    answers = [_files(home / "elastic" / "rows" / f"elastic_{tokens}", "answers-test.jsonl")[0] for tokens in (9, 4)]
+    assert len({len(read_answers(path)) for path in answers}) == 1
+    assert results["summary"]["differences"][0]["row"] == "elastic 4"
+
+
 def test_a_shard_that_is_none_is_refused(home: Path) -> None:
     with pytest.raises(ValueError, match=r"from 1 to n"):
         compare(home / "compare.yaml", out=home / "never", shard=(3, 2))

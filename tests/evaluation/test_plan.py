@@ -30,6 +30,40 @@ def test_the_twin_of_a_row_has_its_projector_and_overrides_and_no_refusion(tmp_p
     assert twins == {"pooled + remember": "pooled", "pooled + remember frozen": None}
 
 
+ELASTIC = """\
+overrides: {training.warmup_ratio: 0.1}
+    tokens: 4
+  - name: again
+    trained_as: pooled + remember, frozen
+    tokens: 9"""
+
+
+@pytest.mark.parametrize(
+    ("projector", "said"),
+    [
+        ("{type: avg_pool, scale: 3}", None),
+        ("{type: mlp}", r"rows.4.trained_as: 'pooled \+ remember frozen' has another projector"),
+    ],
+)
+def test_a_row_may_answer_with_the_model_of_an_earlier_row_of_the_same_recipe(tmp_path: Path, projector, said) -> None:
+    row = f"{ELASTIC}\n    projector: {projector}\n    refusion: {{type: remember}}\n    overrides: {{training.warmup_ratio: 0.1}}"
+    text = PLAN.replace("overrides: {training.warmup_ratio: 0.1}", row).replace(", frozen", " frozen")
+    if said is None:
+        plan = load_comparison(_write(tmp_path, text))
+        assert [(row.tokens, row.trained_as) for row in plan.rows[3:]] == [(4, None), (9, "pooled + remember frozen")]
+        return
+    with pytest.raises(ValueError, match=said):
+        load_comparison(_write(tmp_path, text))
+
+
+def test_a_twin_answers_with_as_many_tokens(tmp_path: Path) -> None:
+    text = PLAN.replace(", frozen", " frozen").replace(
+        "refusion: {type: remember}\n  -", "refusion: {type: remember}\n    tokens: 4\n  -"
+    )
+    plan = load_comparison(_write(tmp_path, text))
+    assert plan.rows[2].tokens == 4 and plan.compressed_twin(plan.rows[2]) is None
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -51,6 +85,11 @@ def test_the_twin_of_a_row_has_its_projector_and_overrides_and_no_refusion(tmp_p
         ("training.warmup_ratio: 0.1", "model.text: x", r"say it with the row's projector, refusion or checkpoint"),
         ("count: 20", "count: 4", r"4 pages cannot cover 5 families"),
         ("count: 20", "count: 20, coarse: [text]", r"a family stands twice"),
+        (
+            "training.warmup_ratio: 0.1}",
+            "training.warmup_ratio: 0.1}\n    trained_as: poled",
+            r"rows.3.trained_as: no earlier row that is trained is called 'poled'; did you mean 'pooled'",
+        ),
         ("evaluation:", "differences: [[pooled]]\nevaluation:", r"differences.0: needs two rows, not 1"),
         (
             "evaluation:",

@@ -20,7 +20,6 @@ from vision_remember.evaluation.row_folder import RowFolder
 from vision_remember.evaluation.runner import answer_questions, prompt_text, versions
 from vision_remember.evaluation.specimens import choose
 from vision_remember.evaluation.tasks import Question, load_task
-from vision_remember.model.engine import Engine
 from vision_remember.training import FeatureCache, train
 
 Tasks = dict[str, list[Question]]
@@ -42,8 +41,8 @@ def compare(
         seeds: training seeds; every row is trained with each.
         out: folder of the comparison.
         overrides: `evaluation.count=500`, dotted keys of the comparison.
-        shard: (i, n) trains only every n-th row and seed, from the i-th on. Processes or machines that share `out`, or whose `out/rows`
-            are copied together, make one comparison; the times of its rows are then not measured side by side.
+        shard: (i, n) trains only every n-th model, from the i-th on, and has it answer. Processes or machines that share `out`, or whose
+            `out/rows` are copied together, make one comparison; the times of its rows are then not measured side by side.
         console: where progress is shown; None shows none.
 
     Returns:
@@ -66,8 +65,11 @@ def compare(
     splits = comparison.evaluation.splits
     tasks: Tasks = {split: load_task(comparison.evaluation.task(split)) for split in splits}
     cache = FeatureCache()
-    for number in range(shard[0], len(folders) + 1, shard[1]):
-        folder = folders[number - 1]
+    models = list(dict.fromkeys(folder.training for folder in folders))
+    own = models[shard[0] - 1 :: shard[1]]
+    for number, folder in enumerate(folders, 1):
+        if folder.training not in own:
+            continue
         title = f"row {number} of {len(folders)}: {folder.row.name}, seed {folder.seed}"
         if folder.is_finished:
             _say(console, f"{title}: finished before")
@@ -78,7 +80,7 @@ def compare(
     if not all(folder.is_finished for folder in folders):
         return None
     first = [folder for folder in folders if folder.seed == seeds[0]]
-    engines = {folder.row.name: Engine.load(str(folder.training / "model")) for folder in first}
+    engines = {folder.row.name: folder.engine() for folder in first}
     question = tasks[splits[0]][0]
     results = build_results(
         comparison,
@@ -103,13 +105,13 @@ def compare(
 def _run(comparison: Comparison, folder: RowFolder, tasks: Tasks, cache: FeatureCache, console: Console | None) -> None:
     """Train one row, or resume it, and have it answer every split."""
     folder.begin()
-    engine = Engine.load(str(train(folder.recipe, resume=True, output_dir=folder.training, feature_cache=cache)))
-    plan = comparison.evaluation
+    train(folder.recipe, resume=True, output_dir=folder.training, feature_cache=cache)
+    engine, plan = folder.engine(), comparison.evaluation
     for split, questions in tasks.items():
         label = f"{folder.row.name}, {split}"
         lengths = {"batch_size": plan.batch_size, "max_new_tokens": plan.max_new_tokens}
         folder.save_answers(split, answer_questions(engine, questions, **lengths, console=console, label=label))
-    folder.finish(tokens=engine.model.model.token_grid.num_cells)
+    folder.finish(tokens=engine.token_grid.num_cells)
 
 
 def _held_equal(folder: RowFolder) -> str:

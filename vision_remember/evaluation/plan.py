@@ -11,7 +11,10 @@
     averages: {remember: [avg_pool + remember, token_packer + remember]}    # rows whose recovery is told as one
 
 A row is laid over the recipe by the rule of `extends`. Rows may differ in what they are, never in what they are given: an override that
-touches data, order or budget is refused.
+touches data, order or budget is refused. One elastic model may make several rows, each at a number of vision tokens of its own:
+
+      - {name: elastic 36, ..., overrides: {training.tokens_per_image: [36, 16, 9]}, tokens: 36}
+      - {name: elastic 9, ..., overrides: {training.tokens_per_image: [36, 16, 9]}, tokens: 9, trained_as: elastic 36}
 """
 
 import json
@@ -38,6 +41,8 @@ class RowPlan:
         projector, refusion: `{type: ..., options}`.
         checkpoint: model folder to start from; None keeps what the recipe says.
         overrides: dotted keys of the recipe, such as `training.trainable`, for rows that differ in more than their parts.
+        tokens: vision tokens of an image when questions are answered; None: as many as the projector makes by itself.
+        trained_as: an earlier row of the same recipe, whose model answers once more at this row's number of tokens.
     """
 
     name: str
@@ -45,11 +50,18 @@ class RowPlan:
     refusion: dict[str, Any] = field(default_factory=lambda: {"type": "none"})
     checkpoint: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
+    tokens: int | None = number(None, minimum=1)
+    trained_as: str | None = None
 
     @property
     def folder(self) -> str:
         """The name as a folder."""
         return self.name.replace(" ", "_")
+
+    @property
+    def trained(self) -> tuple[Any, ...]:
+        """What its training depends on."""
+        return self.projector, self.refusion, self.checkpoint, self.overrides
 
     def problems(self) -> Iterable[tuple[str, str]]:
         """A name that is no folder name, and overrides that would make the comparison unfair."""
@@ -139,6 +151,16 @@ class Comparison:
         for i, folder in enumerate(folders):
             if folder in folders[:i]:
                 yield f"rows.{i}.name", f"{self.rows[i].name!r} is taken by another row"
+        for i, row in enumerate(self.rows):
+            earlier = {other.name: other for other in self.rows[:i] if other.trained_as is None}
+            if row.trained_as is not None and row.trained_as not in earlier:
+                why = f"no earlier row that is trained is called {row.trained_as!r}{nearest(row.trained_as, earlier)}"
+                yield f"rows.{i}.trained_as", why
+            elif row.trained_as is not None and earlier[row.trained_as].trained != row.trained:
+                yield (
+                    f"rows.{i}.trained_as",
+                    f"{row.trained_as!r} has another projector, refusion, checkpoint or overrides",
+                )
         by_name = {row.name: row for row in self.rows}
         if self.reference not in by_name:
             yield "reference", f"no row is called {self.reference!r}{nearest(self.reference, by_name)}"
@@ -169,8 +191,9 @@ class Comparison:
 
     def compressed_twin(self, row: RowPlan) -> str | None:
         """Name of the row that is this one without re-fusion, or None where the comparison has none."""
-        twins = (other for other in self.rows if other.refusion["type"] == "none" and other.projector == row.projector)
-        return next((other.name for other in twins if other.overrides == row.overrides), None)
+        plain = (other for other in self.rows if other.refusion["type"] == "none" and other.projector == row.projector)
+        twins = (other for other in plain if (other.overrides, other.tokens) == (row.overrides, row.tokens))
+        return next((other.name for other in twins), None)
 
     def twins(self, names: Iterable[str]) -> dict[str, str]:
         """The compressed twin of every named row that has one."""

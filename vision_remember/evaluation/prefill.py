@@ -49,7 +49,8 @@ def _prompt(engine: Engine, question: Question) -> dict[str, Any]:
     request = question.request()
     encoding = engine.processor.encode(request.messages, request.images, add_generation_prompt=True)
     batch = engine.processor.pad([encoding], side="left").to(engine.model.device)
-    return {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values") if name in batch}
+    names = ("input_ids", "attention_mask", "pixel_values", "tokens_per_image")
+    return {name: batch[name] for name in names if name in batch}
 
 
 @torch.inference_mode()

@@ -17,6 +17,7 @@ from vision_remember.evaluation.plan import Comparison, RowPlan
 from vision_remember.evaluation.records import Record, read_answers, write_answers, write_json
 from vision_remember.evaluation.results import TrainedRow
 from vision_remember.model.embedded import model_path
+from vision_remember.model.engine import Engine
 from vision_remember.training.recipe import Recipe
 from vision_remember.training.run_folder import SUMMARY, WATCHING
 
@@ -49,14 +50,21 @@ class RowFolder:
         identity = {key: value for key, value in _flat(recipe.to_dict()).items() if not key.startswith(WATCHING)}
         identity |= _flat({"evaluation": {split: plan.task(split) for split in plan.splits}})
         identity |= {"evaluation.max_new_tokens": plan.max_new_tokens, **_weights(recipe)}
+        if row.tokens is not None:
+            identity["tokens"] = row.tokens
         return cls(
             path=out / "rows" / row.folder / f"seed-{seed}", row=row, seed=seed, recipe=recipe, identity=identity
         )
 
     @property
     def training(self) -> Path:
-        """The trainer's run folder."""
-        return self.path / "training"
+        """The trainer's run folder, which rows of one model share."""
+        owner = (self.row.trained_as or self.row.name).replace(" ", "_")
+        return self.path.parents[1] / owner / self.path.name / "training"
+
+    def engine(self) -> Engine:
+        """The trained model, ready to answer at the row's number of tokens."""
+        return Engine.load(str(self.training / "model"), tokens_per_image=self.row.tokens)
 
     @property
     def is_finished(self) -> bool:
