@@ -42,7 +42,7 @@ overrides: {training.warmup_ratio: 0.1}
     ("projector", "said"),
     [
         ("{type: avg_pool, scale: 3}", None),
-        ("{type: mlp}", r"rows.4.trained_as: 'pooled \+ remember frozen' has another projector"),
+        ("{type: mlp}", r"rows.4.trained_as: 'pooled \+ remember frozen' is not trained as this row"),
     ],
 )
 def test_a_row_may_answer_with_the_model_of_an_earlier_row_of_the_same_recipe(tmp_path: Path, projector, said) -> None:
@@ -54,6 +54,17 @@ def test_a_row_may_answer_with_the_model_of_an_earlier_row_of_the_same_recipe(tm
         return
     with pytest.raises(ValueError, match=said):
         load_comparison(_write(tmp_path, text))
+
+
+def test_a_row_names_what_its_projector_starts_from(tmp_path: Path) -> None:
+    recipe = (Path(__file__).parents[2] / "recipes" / "tiny" / "align.yaml").as_posix()
+    text = PLAN.replace("instruct: instruct.yaml", f"instruct: {recipe}")
+    text = text.replace(
+        "projector: {type: mlp}", "projector: {type: mlp}\n    projector_weights: embedded/projector_mlp", 1
+    )
+    plan = load_comparison(_write(tmp_path, text.replace(", frozen", " frozen")))
+    starts = [plan.recipe(row, 0).model.projector_weights for row in plan.rows[:2]]
+    assert starts == ["embedded/projector_mlp", "embedded/projector_avg_pool"]
 
 
 def test_a_twin_answers_with_as_many_tokens(tmp_path: Path) -> None:
@@ -82,7 +93,11 @@ def test_a_twin_answers_with_as_many_tokens(tmp_path: Path) -> None:
         ),
         ("training.warmup_ratio: 0.1", "data: {}", r"overrides.data: all rows share data, order and budget"),
         ("training.warmup_ratio: 0.1", "training: {}", r"overrides.training: all rows share data, order and budget"),
-        ("training.warmup_ratio: 0.1", "model.text: x", r"say it with the row's projector, refusion or checkpoint"),
+        (
+            "training.warmup_ratio: 0.1",
+            "model.text: x",
+            r"say it with the row's projector, refusion, checkpoint or projector_weights",
+        ),
         ("count: 20", "count: 4", r"4 pages cannot cover 5 families"),
         ("count: 20", "count: 20, coarse: [text]", r"a family stands twice"),
         (

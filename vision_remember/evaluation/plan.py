@@ -40,6 +40,7 @@ class RowPlan:
         name: as the table shows it.
         projector, refusion: `{type: ..., options}`.
         checkpoint: model folder to start from; None keeps what the recipe says.
+        projector_weights: what the projector starts from where there is no checkpoint; None keeps what the recipe says.
         overrides: dotted keys of the recipe, such as `training.trainable`, for rows that differ in more than their parts.
         tokens: vision tokens of an image when questions are answered; None: as many as the projector makes by itself.
         trained_as: an earlier row of the same recipe, whose model answers once more at this row's number of tokens.
@@ -49,6 +50,7 @@ class RowPlan:
     projector: dict[str, Any]
     refusion: dict[str, Any] = field(default_factory=lambda: {"type": "none"})
     checkpoint: str | None = None
+    projector_weights: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
     tokens: int | None = number(None, minimum=1)
     trained_as: str | None = None
@@ -61,7 +63,7 @@ class RowPlan:
     @property
     def trained(self) -> tuple[Any, ...]:
         """What its training depends on."""
-        return self.projector, self.refusion, self.checkpoint, self.overrides
+        return self.projector, self.refusion, self.checkpoint, self.projector_weights, self.overrides
 
     def problems(self) -> Iterable[tuple[str, str]]:
         """A name that is no folder name, and overrides that would make the comparison unfair."""
@@ -76,7 +78,7 @@ class RowPlan:
                     "all rows share data, order and budget: change it in the instruct recipe, for every row",
                 )
             if key == "model" or key.startswith("model."):
-                yield f"overrides.{key}", "say it with the row's projector, refusion or checkpoint"
+                yield f"overrides.{key}", "say it with the row's projector, refusion, checkpoint or projector_weights"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +161,7 @@ class Comparison:
             elif row.trained_as is not None and earlier[row.trained_as].trained != row.trained:
                 yield (
                     f"rows.{i}.trained_as",
-                    f"{row.trained_as!r} has another projector, refusion, checkpoint or overrides",
+                    f"{row.trained_as!r} is not trained as this row would be",
                 )
         by_name = {row.name: row for row in self.rows}
         if self.reference not in by_name:
@@ -207,8 +209,9 @@ class Comparison:
             RecipeError: the recipe or the row is wrong; every problem with its place.
         """
         values = {"seed": seed, "model.projector": row.projector, "model.refusion": row.refusion, **row.overrides}
-        if row.checkpoint is not None:
-            values["model.checkpoint"] = row.checkpoint
+        for key in ("checkpoint", "projector_weights"):
+            if (start := getattr(row, key)) is not None:
+                values[f"model.{key}"] = start
         return load_recipe(self.instruct, [f"{key}={json.dumps(value)}" for key, value in values.items()])
 
 

@@ -13,7 +13,11 @@ from vision_remember.training.recipe import load_recipe
 from vision_remember.training.trainer import train
 
 RECIPES = Path("recipes") / "tiny"
+# 144 tokens, and three ways to 16: what comparisons start from.
 MLP, AVG_POOL = {"type": "mlp"}, {"type": "avg_pool", "scale": 3}
+PIXEL_SHUFFLE = {"type": "pixel_shuffle", "scale": 3}
+TOKEN_PACKER = {"type": "token_packer", "levels": [2, 3, 4, 5], "scale": 3, "width": 128, "num_heads": 4}
+PROJECTORS = (MLP, AVG_POOL, PIXEL_SHUFFLE, TOKEN_PACKER)
 REMEMBER = {"type": "remember", "layers": [-1, 1, 3], "num_heads": 12, "num_kv_heads": 4}
 # The rows of the demo, aligned on the same pages in the same order for as many steps.
 ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -44,7 +48,7 @@ def build(out: Path, *, seed: int = 0) -> Path:
         pretrain_encoder(weights, seed)
     if not (weights / "language_model" / "config.json").exists():
         pretrain_language_model(weights, seed)
-    for projector in (MLP, AVG_POOL):
+    for projector in PROJECTORS:
         if not (weights / f"projector_{projector['type']}").exists():
             pretrain_projector(weights, seed, projector)
     for name, (projector, refusion) in ROWS.items():
