@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from vision_remember.evaluation.plan import load_comparison
+from vision_remember.model.embedded import model_path
 
 PLAN = """\
 name: small
@@ -127,3 +128,21 @@ def _write(folder: Path, text: str) -> Path:
     path = folder / "compare.yaml"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+SHIPPED = sorted(
+    path for path in (Path(__file__).parents[2] / "recipes").rglob("*.yaml") if "\nrows:" in path.read_text()
+)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_comparison_is_sound_and_starts_from_what_is_there(path: Path) -> None:
+    plan = load_comparison(path)
+    script = (path.parent / "align_rivals.sh").read_text()
+    for row in plan.rows:
+        assert row.checkpoint is not None
+        kind, _, rest = row.checkpoint.partition("/")
+        if kind == "embedded":
+            assert (Path(model_path(row.checkpoint)) / "config.json").is_file()
+        else:
+            assert f"    {rest.split('/')[1]}) align " in script
