@@ -4,7 +4,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from vision_remember.training import load_recipe, train
-from vision_remember.training.start import build_model, check_rates
+from vision_remember.training.start import build_model, check_rates, freeze
 
 
 def start_from(recipe_file, weights):
@@ -83,3 +83,22 @@ def test_rates_that_cannot_be_made_are_refused_before_the_first_step(make_recipe
     check_rates(model, [36, 9, 4, 1])
     with pytest.raises(ValueError, match=r"training.tokens_per_image names 49: .*7x7 tokens of a 6x6 grid"):
         check_rates(model, [4, 49])
+
+
+def test_frozen_names_are_taken_at_their_word(make_recipe):
+    recipe = make_recipe("training.frozen=[model.multi_modal_projector]")
+    model, _ = build_model(recipe)
+    assert freeze(model, recipe.training)["projector"]["trainable"] == 0
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == {
+        name for name, _ in model.parts()["refusion"]
+    }
+    with pytest.raises(ValueError, match=r"'model\.multi_modal_projectr'.*did you mean model\.multi_modal_projector"):
+        freeze(model, make_recipe("training.frozen=[model.multi_modal_projectr]").training)
+    with pytest.raises(ValueError, match="matches no parameter that learns"):
+        freeze(model, make_recipe("training.frozen=[lm_head]").training)
+
+
+def test_refusion_may_be_named_where_the_method_has_no_parameters(make_recipe):
+    recipe = make_recipe("model.refusion={type: none}")
+    model, _ = build_model(recipe)
+    assert freeze(model, recipe.training)["refusion"] == {"total": 0, "trainable": 0}

@@ -18,7 +18,7 @@ from vision_remember.model import VisionRememberForConditionalGeneration, Vision
 from vision_remember.model.chat import first_question
 from vision_remember.model.engine import Engine, Request
 from vision_remember.training import FeatureCache, TrainingInterrupted, train
-from vision_remember.training.start import build_model, freeze
+from vision_remember.training.start import build_model
 from vision_remember.training.watch import Progress
 
 TRAIN_ALL = (
@@ -296,25 +296,6 @@ def test_no_file_of_a_run_is_a_pickle(make_recipe, tmp_path):
         assert not zipfile.is_zipfile(path)
         with pytest.raises(ValueError):
             list(pickletools.genops(path.read_bytes() or b"{"))
-
-
-def test_frozen_names_are_taken_at_their_word(make_recipe):
-    recipe = make_recipe("training.frozen=[model.multi_modal_projector]")
-    model, _ = build_model(recipe)
-    assert freeze(model, recipe.training)["projector"]["trainable"] == 0
-    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == {
-        name for name, _ in model.parts()["refusion"]
-    }
-    with pytest.raises(ValueError, match=r"'model\.multi_modal_projectr'.*did you mean model\.multi_modal_projector"):
-        freeze(model, make_recipe("training.frozen=[model.multi_modal_projectr]").training)
-    with pytest.raises(ValueError, match="matches no parameter that learns"):
-        freeze(model, make_recipe("training.frozen=[lm_head]").training)
-
-
-def test_refusion_may_be_named_where_the_method_has_no_parameters(make_recipe):
-    recipe = make_recipe("model.refusion={type: none}")
-    model, _ = build_model(recipe)
-    assert freeze(model, recipe.training)["refusion"] == {"total": 0, "trainable": 0}
 
 
 def test_a_disk_too_small_for_the_checkpoints_is_refused_at_the_start(make_recipe, tmp_path, monkeypatch):

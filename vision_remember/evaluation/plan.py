@@ -61,6 +61,11 @@ class RowPlan:
         return self.name.replace(" ", "_")
 
     @property
+    def trained_folder(self) -> str:
+        """The folder of the row whose model this is."""
+        return (self.trained_as or self.name).replace(" ", "_")
+
+    @property
     def trained(self) -> tuple[Any, ...]:
         """What its training depends on."""
         return self.projector, self.refusion, self.checkpoint, self.projector_weights, self.overrides

@@ -59,8 +59,7 @@ class RowFolder:
     @property
     def training(self) -> Path:
         """The trainer's run folder, which rows of one model share."""
-        owner = (self.row.trained_as or self.row.name).replace(" ", "_")
-        return self.path.parents[1] / owner / self.path.name / "training"
+        return self.path.parents[1] / self.row.trained_folder / self.path.name / "training"
 
     def engine(self) -> Engine:
         """The trained model, ready to answer at the row's number of tokens."""
