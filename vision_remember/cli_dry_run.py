@@ -38,6 +38,7 @@ def text_lines(found: dict[str, Any]) -> list[str]:
     micro = f"{found['micro_batch']} samples x {found['accumulation']} on each of {found['gpus']} GPU" + "s" * (
         found["gpus"] > 1
     )
+    views = f" in {found['views_per_image']} views" if found["views_per_image"] > 1 else ""
     return [
         f"{found['recipe']}: {found['steps']:,} steps of {found['samples_per_step']} samples ({micro}), {found['samples']:,} samples",
         *(f"config of {part}: {origin}" for part, origin in found["configs"].items()),
@@ -45,7 +46,7 @@ def text_lines(found: dict[str, Any]) -> list[str]:
         *(f"  {part:<18}{count['total']:>16,}{count['trainable']:>16,}" for part, count in parameters.items()),
         f"  {'whole model':<18}{total:>16,}{trained:>16,}",
         *(
-            f"{rate} vision tokens of {found['patches_per_image']} patches; prefill with {found['text_tokens']} text tokens "
+            f"{rate} vision tokens of {found['patches_per_image']} patches{views}; prefill with {found['text_tokens']} text tokens "
             f"{flops / 1e9:,.1f} GFLOP"
             for rate, flops in found["prefill_flops"].items()
         ),

@@ -124,9 +124,14 @@ class Tiling:
         return tuple((pinpoint[::step][0], pinpoint[::step][1]) for pinpoint in self.resolution.pinpoints)
 
     @property
+    def largest(self) -> Size:
+        """The size of an image that has the most views and fills them."""
+        return max(self.candidates, key=math.prod, default=self.canvas)
+
+    @property
     def max_views(self) -> int:
         """The most views that an image can have."""
-        return 1 + max((height * width // math.prod(self.canvas) for height, width in self.candidates), default=0)
+        return 1 + math.prod(self.largest) // math.prod(self.canvas) if self.is_anyres else 1
 
     def layout(self, size: Size) -> Layout:
         """The views and tokens of an image; the one function that counts placeholders and packs features.

@@ -3,6 +3,7 @@ import functools
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from transformers import AutoConfig
 
 from vision_remember.training import load_recipe
@@ -93,8 +94,18 @@ def test_a_config_that_is_not_at_hand_is_refused_by_name(make_recipe, tmp_path, 
         dry_run(dataclasses.replace(recipe, model=absent), beside=tmp_path)
 
 
-def test_any_resolution_is_not_counted_and_says_so():
-    with pytest.raises(
-        ValueError, match=r"reads any resolution \(model.resolution: anyres\), and a dry run counts one"
-    ):
-        of("align.yaml", "model.resolution={mode: anyres}")
+def test_any_resolution_is_counted_with_the_most_tiles(make_recipe, tmp_path):
+    """LLaVA-NeXT's 672 x 672 canvas of four tiles: 12 x 12 tokens of the whole, and 24 rows of 24 tokens with a newline each."""
+    _, found = of("align.yaml", "model.resolution={mode: anyres}")
+    assert found["tokens_per_image"] == [144 + 24 * 25]
+    assert (found["views_per_image"], found["patches_per_image"]) == (5, 5 * 576)
+    plain = of("align.yaml")[1]
+    assert found["memory"]["activations"] > plain["memory"]["activations"]
+    assert found["prefill_flops"]["744"] > 4 * plain["prefill_flops"]["144"]
+
+    recipe = make_recipe("model.resolution={mode: anyres}")
+    model, processor = build_model(recipe)
+    page = Image.new("RGB", (500, 500))
+    messages = [{"role": "user", "content": [{"type": "image"}]}]
+    tokens = processor.encode(messages, [page]).input_ids.count(processor.image_token_id)
+    assert dry_run(recipe, beside=tmp_path)["tokens_per_image"] == [tokens]

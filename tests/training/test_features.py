@@ -1,5 +1,8 @@
+import shutil
+
 import pytest
 import torch
+from PIL import Image
 
 from tests.tiny import save_language_model
 from vision_remember.data.schema import DataError
@@ -95,7 +98,9 @@ def test_equal_images_are_encoded_once(run, monkeypatch):
     model, batches = run()
     encoded = []
     encode = type(model).encode
-    monkeypatch.setattr(type(model), "encode", lambda self, pixels: encoded.append(len(pixels)) or encode(self, pixels))
+    monkeypatch.setattr(
+        type(model), "encode", lambda self, pixels, _: encoded.append(len(pixels)) or encode(self, pixels)
+    )
     fill(FeatureCache(), model, batches)
     assert sum(encoded) == 6  # eleven squares of six colours
 
@@ -115,12 +120,28 @@ def test_a_bad_image_stops_the_fill_with_its_name(run, squares):
         fill(FeatureCache(), model, batches, read=read)
 
 
-def test_features_of_any_resolution_are_refused_by_name(run):
-    model, batches = run("model.resolution={mode: anyres}")
-    with pytest.raises(
-        ValueError, match=r"any-resolution model \(resolution: anyres\) are not cached.*cache_features: false"
-    ):
-        fill(FeatureCache(), model, batches)
+def test_a_batch_of_any_resolution_is_the_same_with_features(run, squares, tmp_path):
+    shapes = tmp_path / "shapes"
+    shutil.copytree(squares, shapes)
+    for number in range(11):
+        Image.new("RGB", (20 + 40 * (number % 3), 30 + 25 * (number % 4)), (9 * number, 0, 0)).save(
+            shapes / f"{number}.png"
+        )
+    model, batches = run("model.resolution={mode: anyres}", f"data.sources=[{{path: {shapes}}}]")
+    keys = list(batches.keys())
+    plain = batches.collate(keys)
+    assert len({batches.processor.tiling.layout(size).num_views for size in plain["image_sizes"].tolist()}) > 1
+    batches.use(fill(FeatureCache(), model, batches))
+    cached = batches.collate(keys)
+    assert "pixel_values" not in cached
+    for name in ("input_ids", "attention_mask", "labels", "image_sizes"):
+        assert torch.equal(plain[name], cached[name])
+    with torch.no_grad():
+        levels = model.encode(plain["pixel_values"], plain["image_sizes"])
+        assert torch.allclose(levels, cached["encoder_levels"], atol=1e-5)
+        assert torch.allclose(model(**plain).loss, model(**cached).loss, atol=1e-5)
+    text_alone = [key for key in keys if not batches.order.read(key).images]
+    assert text_alone and "image_sizes" not in batches.collate(text_alone)
 
 
 def test_one_set_of_features_serves_every_rate(run):

@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-from PIL import Image
 from torch import Tensor
 
 from vision_remember.data.schema import DataError, Sample
@@ -30,8 +29,8 @@ class Processor(Protocol):
 
     image_token_id: int
 
-    def encode(self, messages: Sequence[dict], images: Sequence[Image.Image]) -> Any:
-        """One conversation to an `Encoding`."""
+    def encode(self, messages: Sequence[dict], images: Sequence[Any]) -> Any:
+        """One conversation and its images to an `Encoding`."""
         ...
 
     def pad(self, encodings: Sequence[Any], *, side: Literal["left", "right"]) -> Mapping[str, Tensor]:
@@ -70,13 +69,17 @@ class Collator:
         encodings = [self.encode(sample) for sample in samples] or [self._silence()]
         return self.processor.pad(encodings, side="right")
 
-    def encode(self, sample: Sample) -> Any:
+    def encode(self, sample: Sample, images: Sequence[Any] | None = None) -> Any:
         """Encodes one sample.
+
+        Args:
+            sample: The sample.
+            images: What the processor is given for its images; None: the images, read now.
 
         Raises:
             DataError: An unreadable image, no target token, more than `max_length` tokens, or whatever the processor refuses.
         """
-        images = sample.load_images()
+        images = sample.load_images() if images is None else images
         try:
             encoding = self.processor.encode(sample.messages(), images)
         except ValueError as error:

@@ -63,11 +63,10 @@ def pad(encodings: Sequence[Encoding], *, pad_token_id: int, side: Literal["left
         attention_mask[row, span] = 1
         labels[row, span] = torch.where(torch.tensor(encoding.target), ids, IGNORED_LABEL)
     batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-    sizes = [size for encoding in encodings for size in encoding.image_sizes]
-    if sizes:
-        views = stack_views([encoding.pixel_values for encoding in encodings])
-        return BatchFeature(batch | {"pixel_values": views, "image_sizes": torch.tensor(sizes)})
-    pixel_values = torch.cat([encoding.pixel_values for encoding in encodings])
+    if sizes := [size for encoding in encodings for size in encoding.image_sizes]:
+        batch["image_sizes"] = torch.tensor(sizes)
+    join = stack_views if sizes else torch.cat
+    pixel_values = join([encoding.pixel_values for encoding in encodings])
     return BatchFeature(batch | ({"pixel_values": pixel_values} if len(pixel_values) else {}))
 
 

@@ -22,6 +22,7 @@ from vision_remember.model.chat import (
     IMAGE_TOKEN,
     ChatTemplate,
     Messages,
+    TokenizedChat,
     load_tokenizer,
 )
 from vision_remember.model.configuration import VisionRememberConfig
@@ -29,7 +30,7 @@ from vision_remember.model.doors import ProcessorDoors
 from vision_remember.model.embedded import model_path
 from vision_remember.model.kept_template import KeptTemplate
 from vision_remember.model.pixels import all_rgb, carried_images, frames_as_images, load_image_processor, size_of
-from vision_remember.tiling import Resolution, Tiling
+from vision_remember.tiling import Resolution, Size, Tiling
 
 
 class VisionRememberProcessor(ProcessorDoors):
@@ -153,16 +154,29 @@ class VisionRememberProcessor(ProcessorDoors):
         chat = self.template.encode(
             messages, add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message
         )
-        images = self.images_of(messages, images)
-        if chat.num_images != len(images):
-            raise ValueError(f"{chat.num_images} image slots in the messages, {len(images)} images given")
-        images = all_rgb(images)
-        sizes = [size_of(image) for image in images] if self.tiling.is_anyres else []
-        if sizes:
-            chat = chat.with_lengths([self.tiling.layout(size).num_tokens for size in sizes], self.image_token_id)
+        images = all_rgb(self.images_of(messages, images))
+        sizes = [size_of(image) for image in images]
+        chat = self.with_images(chat, sizes)
+        sizes = sizes if self.tiling.is_anyres else []
         return Encoding(
             input_ids=chat.input_ids, target=chat.target, pixel_values=self._canvases.pixels(images), image_sizes=sizes
         )
+
+    def with_images(self, chat: TokenizedChat, sizes: Sequence[Size]) -> TokenizedChat:
+        """The conversation with its image slots as long as these images ask for.
+
+        Args:
+            chat: Of this processor's template.
+            sizes: Height and width in pixels of each image, in reading order.
+
+        Raises:
+            ValueError: Slots and images disagree (with both counts).
+        """
+        if chat.num_images != len(sizes):
+            raise ValueError(f"{chat.num_images} image slots in the messages, {len(sizes)} images given")
+        if not self.tiling.is_anyres:
+            return chat
+        return chat.with_lengths([self.tiling.layout(size).num_tokens for size in sizes], self.image_token_id)
 
     def images_of(self, messages: Messages, images: Sequence[Image.Image] | None = None) -> Sequence[Image.Image]:
         """The images of a conversation in reading order: those given beside the messages, or those that the parts carry."""

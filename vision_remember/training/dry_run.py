@@ -1,7 +1,8 @@
 """What a run would be, before a weight is loaded: parameters, tokens, FLOPs, memory and steps, and a refusal of what cannot fit.
 
 The model is built from the configs of its backbones alone, on the meta device. A backbone that is a folder brings its own; for a hub id
-it is `configs/ORG/NAME/config.json` beside the recipe, or what the hub's local cache holds. Nothing is fetched.
+it is `configs/ORG/NAME/config.json` beside the recipe, or what the hub's local cache holds. Nothing is fetched. An image of any
+resolution is counted as one that fills the most tiles.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from vision_remember.model import VisionRememberConfig
 from vision_remember.model.embedded import model_path
 from vision_remember.model.flops import count_flops, prefill_flops, prompt_ids, without_weights
 from vision_remember.training.distributed import share
-from vision_remember.training.memory import memory_per_gpu
+from vision_remember.training.memory import memory_per_gpu, num_views
 from vision_remember.training.recipe import ModelSection, Recipe
 from vision_remember.training.start import check_rates, freeze
 
@@ -41,17 +42,13 @@ def dry_run(recipe: Recipe, *, beside: Path, num_gpus: int = 1, gpu_memory: int 
     training, length = recipe.training, recipe.data.max_length
     rows, accumulation = share(training, num_gpus)
     config, origins = model_config(recipe.model, beside)
-    if config.tiling.is_anyres:
-        raise ValueError(
-            f"{recipe.name} reads any resolution (model.resolution: anyres), and a dry run counts one canvas of every image; leave it out "
-            "of this dry run"
-        )
     model = without_weights(config)
     if "checkpoint" not in origins:
         _count_prefix(model)
     parameters = freeze(model, training)
     check_rates(model, training.tokens_per_image)
-    rates = training.tokens_per_image or (config.token_grid.num_cells,)
+    tiling = config.tiling
+    rates = training.tokens_per_image or (tiling.layout(tiling.largest).num_tokens,)
     samples = training.batch_size * training.accumulation
 
     def needed(rows: int) -> Any:
@@ -66,14 +63,15 @@ def dry_run(recipe: Recipe, *, beside: Path, num_gpus: int = 1, gpu_memory: int 
         "configs": origins,
         "parameters": parameters,
         "tokens_per_image": list(rates),
-        "patches_per_image": config.patch_grid.num_cells,
+        "views_per_image": num_views(config),
+        "patches_per_image": num_views(config) * config.patch_grid.num_cells,
         "prefill_flops": {str(rate): _prefill_flops(model, rate) for rate in rates},
         "text_tokens": NUM_TEXT_TOKENS,
         "gpus": num_gpus,
         "micro_batch": rows,
         "accumulation": accumulation,
         "samples_per_step": samples,
-        "max_tokens_per_step": samples * length,
+        "max_tokens_per_step": samples * training.rates_per_step * length,
         "steps": training.steps,
         "samples": training.steps * samples,
         "memory": {**vars(memory), "total": memory.total},
@@ -137,12 +135,13 @@ def _count_prefix(model: Any) -> None:
 
 
 def _prefill_flops(model: Any, rate: int) -> int:
+    tiling = model.config.tiling
+    told = {"image_sizes": torch.tensor([tiling.largest])} if tiling.is_anyres else {"tokens_per_image": rate}
     inputs: dict[str, Any] = {
         "input_ids": prompt_ids(model.config, NUM_TEXT_TOKENS, rate),
         "pixel_values": torch.zeros(1, *model.config.pixel_shape),
-        "tokens_per_image": rate,
     }
-    return prefill_flops(model, inputs)
+    return prefill_flops(model, inputs | told)
 
 
 def _too_large(recipe: Recipe, needed: int, there: int, rows: int, fitting: int | None, least: int) -> str:

@@ -16,21 +16,32 @@ from torch import Tensor
 
 from vision_remember.data.schema import DataError, Sample
 from vision_remember.model import VisionRememberForConditionalGeneration, VisionRememberProcessor
+from vision_remember.model.pixels import size_of
+from vision_remember.tiling import Size
 from vision_remember.training.order import Key
 
 BATCH = 32  # images encoded at once
 NO_PIXELS = Image.new("RGB", (32, 32))  # stands where an image was
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kept:
+    """A sample without its pixels, and what is known of its images: the hash of their content, height and width in pixels."""
+
+    sample: Sample
+    images: tuple[str, ...]
+    sizes: tuple[Size, ...]
+
+
 class FeatureCache:
     """Encoder levels by image content, and samples without their pixels; shared by the runs of one process.
 
     Held in memory: 4 * L * P * C bytes an image, 295 kB for four levels of a 12 x 12 grid, 128 wide; as much again for every crop that
-    re-fusion reads beside the page.
+    re-fusion reads beside the page, and for every tile of any resolution.
     """
 
     def __init__(self) -> None:
-        self._samples: dict[Key, tuple[Sample, tuple[str, ...]]] = {}
+        self._samples: dict[Key, Kept] = {}
         self._levels: dict[tuple[str, str], dict[int, Tensor]] = {}
 
     def fill(
@@ -55,17 +66,13 @@ class FeatureCache:
 
         Returns:
             What one run reads.
-
-        Raises:
-            ValueError: The model reads any resolution: the cache keeps one canvas of every image, and no image sizes.
         """
-        if model.config.tiling.is_anyres:
-            raise ValueError(
-                "features of an any-resolution model (resolution: anyres) are not cached: its images have different numbers of tiles; set "
-                "training.cache_features: false"
-            )
         view = CachedFeatures(
-            self._samples, self._levels, _fingerprint(model, processor), tuple(model.encoder_level_indices)
+            self._samples,
+            self._levels,
+            encoder=_fingerprint(model, processor),
+            levels=tuple(model.encoder_level_indices),
+            has_tiles=model.config.tiling.is_anyres,
         )
         waiting: dict[str, Image.Image] = {}
         for key in keys:
@@ -83,16 +90,20 @@ class FeatureCache:
     def _missing(self, view: CachedFeatures, key: Key, sample: Sample) -> dict[str, Image.Image]:
         images = sample.load_images()
         names = tuple(map(_content, images))
-        self._samples[key] = (dataclasses.replace(sample, images=(NO_PIXELS,) * len(names)), names)
+        without = dataclasses.replace(sample, images=(NO_PIXELS,) * len(names))
+        self._samples[key] = Kept(sample=without, images=names, sizes=tuple(map(size_of, images)))
         return {name: image for name, image in zip(names, images, strict=True) if not view.has_levels(name)}
 
     def _encode(self, model, processor, view: CachedFeatures, waiting: dict[str, Image.Image]) -> None:
         if not waiting:
             return
+        sizes = [size_of(image) for image in waiting.values()]
         pixels = processor.pixels(list(waiting.values())).to(model.device)
         with torch.no_grad():
-            encoded = model.encode(pixels).float().cpu()
-        for image, features in zip(waiting, encoded, strict=True):
+            encoded = model.encode(pixels, torch.tensor(sizes) if view.has_tiles else None).float().cpu()
+        counts = [processor.tiling.layout(size).num_views for size in sizes]
+        each = [x.transpose(0, 1) for x in encoded.split(counts)] if view.has_tiles else encoded  # [L, tiles, P, C]
+        for image, features in zip(waiting, each, strict=True):
             kept = self._levels.setdefault((view.encoder, image), {})
             kept.update((level, features[i].clone()) for i, level in enumerate(view.levels) if level not in kept)
         waiting.clear()
@@ -102,17 +113,18 @@ class FeatureCache:
 class CachedFeatures:
     """What one run reads of a cache: its samples, and the levels its model asks for."""
 
-    samples: dict[Key, tuple[Sample, tuple[str, ...]]]
+    samples: dict[Key, Kept]
     features: dict[tuple[str, str], dict[int, Tensor]]
     encoder: str
     levels: Sequence[int]
+    has_tiles: bool
 
     def __contains__(self, key: Key) -> bool:
         return key in self.samples
 
     def is_complete(self, key: Key) -> bool:
         """Whether the sample and all levels of all its images are here."""
-        return key in self.samples and all(self.has_levels(image) for image in self.samples[key][1])
+        return key in self.samples and all(self.has_levels(image) for image in self.samples[key].images)
 
     def has_levels(self, image: str) -> bool:
         """Whether every level of this image is here."""
@@ -120,14 +132,23 @@ class CachedFeatures:
 
     def sample(self, key: Key) -> Sample:
         """The sample without its pixels."""
-        return self.samples[key][0]
+        return self.samples[key].sample
+
+    def sizes(self, key: Key) -> tuple[Size, ...]:
+        """Height and width in pixels of each of its images."""
+        return self.samples[key].sizes
 
     def of(self, key: Key) -> Tensor:
-        """The levels of its n images as `encode` gives them, float[n, L, P, C] or float[n, L, 1 + X, P, C]; empty for text alone."""
-        images = [self.features[self.encoder, image] for image in self.samples[key][1]]
+        """The levels of its n images as `encode` gives them; empty for text alone.
+
+        Returns:
+            float[n, L, P, C]; float[n, L, 1 + X, P, C] with crops; at any resolution float[views of all images, L, P, C].
+        """
+        images = [self.features[self.encoder, image] for image in self.samples[key].images]
         if not images:
             return torch.empty(0)
-        return torch.stack([torch.stack([image[level] for level in self.levels]) for image in images])
+        join, dim = (torch.cat, 1) if self.has_tiles else (torch.stack, 0)
+        return join([torch.stack([image[level] for level in self.levels], dim=dim) for image in images])
 
 
 def _content(image: Image.Image) -> str:

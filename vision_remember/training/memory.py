@@ -7,12 +7,12 @@ All processes keep the whole model (DDP, no sharding), in float32; `precision: b
     optimizer    8 bytes a trained parameter          runtime      `RUNTIME`, what CUDA, its libraries and fragmentation take
 
 Activations are those of one micro-batch of B rows that are all T = `data.max_length` tokens long, with one image each; s is the size of a
-computed number (4, or 2 in bfloat16), D the width, Q the width of all attention heads, I the inner width of the MLP, P the patches and
-C the width of the encoder, L the levels that re-fusion reads.
+computed number (4, or 2 in bfloat16), D the width, Q the width of all attention heads, I the inner width of the MLP, X the views of an
+image (1; tiles or crops make more), P the patches of all of them and C the width of the encoder, L the levels that re-fusion reads.
 
     decoder layer    B T (2 D (8 + s) + s (5 Q + 4 I))   two norms that keep input, normalised and scaled copy; query, key, value and
                                                          output of the heads; gate, its activation, up and their product
-    encoder layer    B (P + 1) (2 C (4 + s) + s (5 C + 3 I))
+    encoder layer    B (P + X) (2 C (4 + s) + s (5 C + 3 I))
     insertion        B P L C (4 + s)                     the memory, and its normalised copy
     head             B T vocabulary (12 + s)             logits, and three float32 copies inside the loss and its gradient
 
@@ -88,11 +88,12 @@ def activations(config: Any, training: TrainingSection, *, rows: int, length: in
     text, vision = config.text_config, config.vision_config
     values = text.to_dict()
     heads = text.num_attention_heads * (values.get("head_dim") or text.hidden_size // text.num_attention_heads)
-    tokens, patches = rows * length, rows * config.patch_grid.num_cells
+    tokens, images = rows * length, rows * num_views(config)
+    patches = images * config.patch_grid.num_cells
     _, refusion = config.build_plugins()
     decoder = tokens * (2 * text.hidden_size * (8 + size) + size * (5 * heads + 4 * text.intermediate_size))
     insertion = patches * len(refusion.levels) * vision.hidden_size * (4 + size)
-    seen = patches + rows
+    seen = patches + images
     encoder = seen * (
         2 * vision.hidden_size * (4 + size) + size * (5 * vision.hidden_size + 3 * vision.intermediate_size)
     )
@@ -112,3 +113,8 @@ def activations(config: Any, training: TrainingSection, *, rows: int, length: in
     if "encoder" not in training.trainable:
         kept["encoder"] = encoder
     return {**kept, "head": tokens * text.vocab_size * (12 + size)}
+
+
+def num_views(config: Any) -> int:
+    """The most canvases that the encoder reads of one image: tiles of any resolution, or crops for re-fusion, beside the image itself."""
+    return config.pixel_shape[0] if len(config.pixel_shape) == 4 else 1
