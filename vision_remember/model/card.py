@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import ModelCardData
 
 from vision_remember.model.configuration import VisionRememberConfig
-from vision_remember.model.embedded import PREFIX
+from vision_remember.model.embedded import is_on_the_hub, public_name
 
 NEEDED = ("config.json", "generation_config.json", "processor_config.json", "tokenizer.json", "chat_template.jinja")
 BODY = Template("""\
@@ -75,12 +75,12 @@ def write_card(folder: str | Path, *, model_id: str, licence: str) -> Path:
         raise ValueError(f"{card} exists; a card that somebody may have written is not overwritten")
     config = VisionRememberConfig.from_pretrained(folder)
     backbones = (config.vision_config, config.text_config)
-    vision_name, text_name = (_displayed(part._name_or_path) or part.model_type for part in backbones)
+    vision_name, text_name = (public_name(part._name_or_path) or part.model_type for part in backbones)
     metadata = ModelCardData(
         license=licence,
         library_name="vision-remember",
         pipeline_tag="image-text-to-text",
-        base_model=[part._name_or_path for part in backbones if _is_on_the_hub(part._name_or_path)] or None,
+        base_model=[part._name_or_path for part in backbones if is_on_the_hub(part._name_or_path)] or None,
         tags=["vision-remember", "transformers", config.refusion["type"], config.projector["type"]],
     )
     _, refusion = config.build_plugins(torch.device("meta"))
@@ -103,12 +103,3 @@ def write_card(folder: str | Path, *, model_id: str, licence: str) -> Path:
     )
     card.write_text(text, encoding="utf-8")
     return card
-
-
-def _displayed(name: str) -> str:
-    """A hub id as it is, a folder by its last name only: where it lay is nobody's business."""
-    return name if _is_on_the_hub(name) or name.startswith(PREFIX) else Path(name).name
-
-
-def _is_on_the_hub(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((PREFIX, "/", ".", "~")) and not Path(name).exists()

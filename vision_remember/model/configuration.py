@@ -16,6 +16,7 @@ from transformers.configuration_utils import SubConfigSpec
 from vision_remember import plugins
 from vision_remember.geometry import Grid
 from vision_remember.model import encoder
+from vision_remember.model.embedded import public_name
 from vision_remember.model.pixels import pixel_shape
 from vision_remember.projectors import build_projector, check_windows, tokens_are_a_set
 from vision_remember.refusion import Backbones, build_refusion
@@ -120,6 +121,14 @@ class VisionRememberConfig(PreTrainedConfig):
                 f"refusion {self.refusion['type']} reads an enlarged page of its own, and resolution: anyres makes tiles of every image; "
                 "choose one of the two"
             )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as JSON holds it: of a backbone that was a folder it tells the last name only."""
+        values = super().to_dict()
+        for part in ("vision_config", "text_config"):
+            if name := values[part].get("_name_or_path"):
+                values[part]["_name_or_path"] = public_name(name)
+        return values
 
     def build_plugins(self, device: torch.device | None = None) -> tuple[Any, Any]:
         """Make the projector and the re-fusion module that this config describes."""

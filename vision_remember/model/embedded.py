@@ -1,4 +1,4 @@
-"""Models that travel inside the package: `embedded/NAME` stands for their folder wherever a folder or hub id is taken."""
+"""Names of models: `embedded/NAME` stands for a folder inside the package wherever a folder or hub id is taken."""
 
 from pathlib import Path
 
@@ -22,3 +22,15 @@ def model_path(name: str | Path) -> str:
         known = sorted(f"{PREFIX}{path.name}" for path in EMBEDDED.iterdir()) if EMBEDDED.is_dir() else []
         raise ValueError(f"{name} is not in the package; it has {', '.join(known) or 'no model'}")
     return str(folder)
+
+
+def public_name(name: str) -> str:
+    """What others are told of where a model came from: a hub id or `embedded/NAME` as it is, a folder by its last name only."""
+    if Path(name).is_absolute() and Path(name).parent == EMBEDDED:
+        return PREFIX + Path(name).name
+    return name if is_on_the_hub(name) or name.startswith(PREFIX) else Path(name).name
+
+
+def is_on_the_hub(name: str) -> bool:
+    """Whether a name is a hub id, as far as its form and the folders here can tell."""
+    return name.count("/") == 1 and not name.startswith((PREFIX, "/", ".", "~")) and not Path(name).exists()
