@@ -82,20 +82,36 @@ def test_ids_name_the_samples_of_a_step(build):
 
 
 def test_every_step_draws_its_rate_from_the_seed_alone(build):
-    batches = build("training.tokens_per_image=[9, 4, 1]")
-    drawn = [batches.tokens_per_image(step) for step in range(60)]
-    assert {drawn.count(rate) > 10 for rate in (9, 4, 1)} == {True}
-    again, other = build("training.tokens_per_image=[9, 4, 1]"), build("training.tokens_per_image=[9, 4, 1]", "seed=2")
-    assert drawn == [again.tokens_per_image(step) for step in range(60)]
-    assert drawn != [other.tokens_per_image(step) for step in range(60)]
-    assert build().tokens_per_image(0) is None
+    def drawn(*overrides):
+        batches = build("training.tokens_per_image=[9, 4, 1]", *overrides)
+        return [rate for step in range(60) for rate in batches.rates_of(step)]
+
+    assert {drawn().count(rate) > 10 for rate in (9, 4, 1)} == {True}
+    assert drawn() == drawn() != drawn("seed=2")
+    assert build().rates_of(0) == [None]
+
+
+def test_a_step_at_every_rate_takes_the_same_samples_at_each(build):
+    batches = build("training.tokens_per_image=[9, 4, 1]", "training.every_rate=true")
+    plain, image = build(), batches.processor.image_token_id
+    assert batches.num_places == 3 * plain.num_places == 3 * len(plain.order)
+    for start in range(0, plain.num_places, 4):
+        expected = [plain.read(plain.order[place]).id for place in range(start, start + 4)]
+        assert batches.ids(start // 4) == expected
+        said = plain.at(range(start, start + 4))["labels"]
+        for turn, rate in enumerate((9, 4, 1)):
+            batch = batches.at(range(3 * start + 4 * turn, 3 * start + 4 * turn + 4))
+            assert batch["tokens_per_image"] == rate
+            assert (batch["input_ids"] == image).sum() == rate * len(batch["pixel_values"])
+            assert batch["labels"][batch["labels"] >= 0].tolist() == said[said >= 0].tolist()
+    assert list(batches.keys()) == list(plain.keys())
 
 
 def test_all_places_of_a_step_have_its_rate(build):
     batches = build("training.tokens_per_image=[9, 4]")
     image = batches.processor.image_token_id
     for step in range(3):
-        rate = batches.tokens_per_image(step)
+        (rate,) = batches.rates_of(step)
         for half in (0, 2):
             batch = batches.at([4 * step + half, 4 * step + half + 1])
             assert batch["tokens_per_image"] == rate

@@ -1,5 +1,6 @@
 """Real processes on the loopback device that train one run together, against the same run in one process."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -138,17 +139,20 @@ def test_the_micro_batches_of_a_step_are_dealt_out_and_cut_where_they_must():
     assert share(training(32, 8), 8) == (32, 1)
     assert share(training(32, 8), 16) == (16, 1)
     assert share(training(4, 6), 4) == (2, 3)
+    elastic = dataclasses.replace(training(4, 1), tokens_per_image=(9, 4), every_rate=True)
+    assert [share(elastic, processes) for processes in (1, 2, 4)] == [(4, 2), (4, 1), (2, 1)]
     with pytest.raises(
         ValueError, match=r"3 processes cannot share steps of 2 micro-batches of 4 samples.*multiple of 3"
     ):
         share(training(4, 2), 3)
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])  # micro-batches of 4 are cut in two, or dealt out whole
-def test_two_processes_take_the_steps_of_one(make_recipe, launch, tmp_path, accumulation):
+# Micro-batches of 4 are cut in two, or dealt out whole; those of every rate are dealt out among the others.
+@pytest.mark.parametrize(("accumulation", "every"), [(1, "false"), (2, "false"), (1, "true")])
+def test_two_processes_take_the_steps_of_one(make_recipe, launch, tmp_path, accumulation, every):
     """Mixed rows, activation checkpointing, unequal numbers of target tokens in every micro-batch, and two compression rates."""
     shape = (f"training.batch_size={4 // accumulation}", f"training.accumulation={accumulation}")
-    recipe = make_recipe("training.tokens_per_image=[9, 4]", *shape)
+    recipe = make_recipe("training.tokens_per_image=[9, 4]", f"training.every_rate={every}", *shape)
     alone, together = tmp_path / "alone", tmp_path / "together"
     assert finish(launch(recipe, alone, 1)) == [0]
     assert finish(launch(recipe, together, 2)) == [0, 0]

@@ -105,6 +105,7 @@ def test_muon_rates_are_checked_as_learning_rates_are(recipe_file, rates, becaus
         ("training.trainable", "projector", "must be a list"),
         ("training.tokens_per_image", "[16, 0]", "tokens_per_image.1: is 0: numbers of tokens are 1 or more"),
         ("training.tokens_per_image", "[16, 16]", "named once"),
+        ("training.every_rate", "true", "takes a step at all of tokens_per_image, which is empty"),
         ("data.sources", "[]", "is empty"),
         ("data.sources.0.path", "null", "either a path or synthetic"),
         ("data.sources.0.path", "nowhere.json", "does not exist"),

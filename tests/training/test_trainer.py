@@ -128,9 +128,10 @@ def test_a_run_killed_at_random_steps_ends_as_the_uninterrupted_one(make_recipe,
     assert not list((run / "checkpoints").glob("*.tmp-*"))
 
 
-@pytest.mark.parametrize("cached", ["true", "false"])
-def test_a_run_at_several_rates_keeps_its_draws_when_it_is_killed(make_recipe, tmp_path, kill_at_step, cached):
-    rates = ("training.tokens_per_image=[9, 4, 1]", f"training.cache_features={cached}", "training.save_every=1")
+@pytest.mark.parametrize(("cached", "every"), [("true", "false"), ("false", "false"), ("true", "true")])
+def test_a_run_at_several_rates_keeps_them_when_it_is_killed(make_recipe, tmp_path, kill_at_step, cached, every):
+    rates = ("training.tokens_per_image=[9, 4, 1]", f"training.every_rate={every}", "training.save_every=1")
+    rates = (*rates, f"training.cache_features={cached}")
     recipe, run = make_recipe(*rates), tmp_path / "killed"
     model_folder = train(recipe, output_dir=tmp_path / "whole")
     kill_at_step(recipe, run, 3, signal.SIGKILL)

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from vision_remember.data.collator import Collator
 from vision_remember.data.quarantine import Quarantine
 from vision_remember.data.schema import DataError, Sample
 from vision_remember.model.processing import Encoding, VisionRememberProcessor
+from vision_remember.tiling import Size
 from vision_remember.training import distributed
 from vision_remember.training.features import CachedFeatures
 from vision_remember.training.order import Key, SampleOrder
@@ -39,7 +39,7 @@ class Batches:
 
     def __init__(self, order: SampleOrder, processor: VisionRememberProcessor, recipe: Recipe, folder: Path):
         self.order, self.processor, self.seed = order, processor, recipe.seed
-        self.rates = recipe.training.tokens_per_image
+        self.rates, self._rates_per_step = recipe.training.tokens_per_image, recipe.training.rates_per_step
         self.samples_per_step = recipe.training.batch_size * recipe.training.accumulation
         self.quarantine = None
         if recipe.data.on_bad_sample == "quarantine":
@@ -65,14 +65,24 @@ class Batches:
         """The sample; without its pixels once features are in use."""
         return self.features.sample(key) if self.features else self.order.read(key)
 
-    def tokens_per_image(self, step: int) -> int | None:
-        """The number of vision tokens of an optimizer step, counted from 0: decided by it and the seed alone."""
-        return random.Random(f"tokens/{self.seed}/{step}").choice(self.rates) if self.rates else None
+    @property
+    def num_places(self) -> int:
+        """Places of the run: its samples, each as often as a step takes it."""
+        return len(self.order) * self._rates_per_step
+
+    def rates_of(self, step: int) -> Sequence[int | None]:
+        """The numbers of vision tokens of an optimizer step, counted from 0: all, or one that is decided by the step and the seed alone."""
+        if self._rates_per_step > 1:
+            return self.rates
+        return [random.Random(f"tokens/{self.seed}/{step}").choice(self.rates) if self.rates else None]
 
     def at(self, places: Sequence[int]) -> Mapping[str, Tensor]:
-        """The batch of these places of the run, all of one optimizer step."""
-        keys = [self.order[place] for place in places]
-        return self.collate(keys, self.tokens_per_image(places[0] // self.samples_per_step))
+        """The batch of these places of the run, which are one micro-batch: the same samples follow each other at every rate of a step."""
+        number = places[0] // self._micro_batch
+        first = number // self._rates_per_step * self._micro_batch
+        rates = self.rates_of(first // self.samples_per_step)
+        keys = [self.order[first + place % self._micro_batch] for place in places]
+        return self.collate(keys, rates[number % self._rates_per_step])
 
     def collate(self, keys: Sequence[Key], tokens_per_image: int | None = None) -> Mapping[str, Tensor]:
         """The batch of these samples, padded on the right; samples in quarantine are missing from it."""
@@ -94,12 +104,14 @@ class Batches:
     def ids(self, step: int) -> list[str]:
         """Ids of this process's samples of an optimizer step, counted from 0."""
         places = range(step * self.samples_per_step, (step + 1) * self.samples_per_step)
-        keys, rate = [self.order[place] for place in places if self._is_own(place)], self.tokens_per_image(step)
+        keys, (rate, *_) = [self.order[place] for place in places if self._is_own(place)], self.rates_of(step)
         return [self.read(key).id for key in keys if self._encoding(key, rate) is not None]
 
     def _is_own(self, place: int) -> bool:
-        """Whether this process takes the sample at a place: micro-batches go round, as accelerate deals them."""
-        return place // self._micro_batch % distributed.size() == distributed.rank()
+        """Whether this process takes the sample at a place of the order, at any rate: micro-batches go round, as accelerate deals them."""
+        first = place // self._micro_batch * self._rates_per_step
+        takers = [number % distributed.size() for number in range(first, first + self._rates_per_step)]
+        return distributed.rank() in takers
 
     def _at_all_rates(self, reader: Callable[[VisionRememberProcessor], Any]) -> dict[int | None, Collator]:
         rates: list[int | None] = [None, *self.rates]
@@ -110,8 +122,10 @@ class Batches:
             return self._prepared[key, rate]
         encoding = None
         try:
-            if self.features is None or key in self.features:
+            if self.features is None:
                 encoding = self._collators[rate].encode(self.read(key))
+            elif key in self.features:
+                encoding = self._collators[rate].encode(self.read(key), self.features.sizes(key))
         except DataError as error:
             self.set_aside(error)
         size = encoding.pixel_values.nbytes if encoding else 0
@@ -122,15 +136,14 @@ class Batches:
 
 
 class TextOnly:
-    """The processor without pixels: same ids, same counts, no image looked at."""
+    """The processor without pixels: same ids, same counts; of an image it is told the size."""
 
     def __init__(self, processor: VisionRememberProcessor):
         self.image_token_id, self.pad = processor.image_token_id, processor.pad
-        self._template, self._no_pixels = processor.template, processor.pixels([])
+        self._processor, self._no_pixels = processor, processor.pixels([])
 
-    def encode(self, messages: Sequence[dict], images: Sequence[Image.Image]) -> Encoding:
-        """As `VisionRememberProcessor.encode`, with `pixel_values` float[0, 3, height, width]."""
-        chat = self._template.encode(messages)
-        if chat.num_images != len(images):
-            raise ValueError(f"{chat.num_images} image slots in the messages, {len(images)} images given")
-        return Encoding(input_ids=chat.input_ids, target=chat.target, pixel_values=self._no_pixels)
+    def encode(self, messages: Sequence[dict], images: Sequence[Size]) -> Encoding:
+        """As `VisionRememberProcessor.encode`, with no `pixel_values`; `images` are height and width of each in pixels."""
+        chat = self._processor.with_images(self._processor.template.encode(messages), images)
+        sizes = images if self._processor.tiling.is_anyres else ()
+        return Encoding(input_ids=chat.input_ids, target=chat.target, pixel_values=self._no_pixels, image_sizes=sizes)

@@ -50,7 +50,8 @@ def share(training: TrainingSection, num_processes: int) -> tuple[int, int]:
     """What one process does of an optimizer step, so that the step itself does not depend on how many there are.
 
     The micro-batches of a step are dealt out; where there are more processes than micro-batches, those are cut. With `batch_size` 32 and
-    `accumulation` 8, one process takes (32, 8), 8 processes take (32, 1) and 16 take (16, 1).
+    `accumulation` 8, one process takes (32, 8), 8 processes take (32, 1) and 16 take (16, 1). With `every_rate` there are as many more
+    micro-batches as there are rates.
 
     Returns:
         Samples of a micro-batch, and micro-batches of a step, of one process.
@@ -58,7 +59,7 @@ def share(training: TrainingSection, num_processes: int) -> tuple[int, int]:
     Raises:
         ValueError: the samples of a step cannot be dealt out evenly.
     """
-    size, count = training.batch_size, training.accumulation
+    size, count = training.batch_size, training.accumulation * training.rates_per_step
     pieces = num_processes // math.gcd(num_processes, count)  # of every micro-batch
     if size % pieces:
         raise ValueError(

@@ -165,6 +165,7 @@ class TrainingSection:
         steps: optimizer steps; each takes `batch_size` x `accumulation` samples, however many processes share them.
         tokens_per_image: numbers of vision tokens to train at, one of them drawn for every step, so that one model answers at any of
             them; empty: as many as the projector makes by itself.
+        every_rate: take the samples of a step at each of these numbers, instead of at the one that is drawn.
         warmup_ratio: share of the steps in which the rates rise to their peak.
         cache_features: compute the frozen encoder's levels once per image and keep them in memory.
         save_every: steps between checkpoints; 0 saves only when interrupted.
@@ -179,6 +180,7 @@ class TrainingSection:
     batch_size: int = number(minimum=1)
     accumulation: int = number(1, minimum=1)
     tokens_per_image: tuple[int, ...] = ()
+    every_rate: bool = False
     warmup_ratio: float = number(0.03, minimum=0, below=1)
     weight_decay: float = number(0.0, minimum=0)
     max_grad_norm: float = number(1.0, above=0)
@@ -189,6 +191,11 @@ class TrainingSection:
     num_workers: int = number(0, minimum=0)
     precision: Literal["float32", "bfloat16"] = "float32"
     report_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+
+    @property
+    def rates_per_step(self) -> int:
+        """How many times a step takes its samples, each time at another number of vision tokens."""
+        return len(self.tokens_per_image) if self.every_rate else 1
 
     def problems(self) -> Iterable[tuple[str, str]]:
         """Parts without a rate, rates of no part, and a cache of features that change."""
@@ -206,6 +213,8 @@ class TrainingSection:
         for i, count in enumerate(self.tokens_per_image):
             if count < 1 or self.tokens_per_image.count(count) > 1:
                 yield f"tokens_per_image.{i}", f"is {count}: numbers of tokens are 1 or more and named once"
+        if self.every_rate and not self.tokens_per_image:
+            yield "every_rate", "takes a step at all of tokens_per_image, which is empty: name the numbers"
         if self.cache_features and "encoder" in self.trainable:
             yield "cache_features", "features of an encoder that is trained cannot be cached: set false or freeze it"
 

@@ -31,7 +31,7 @@ class StageTrainer(Trainer):
     Args:
         model: with `requires_grad` already set.
         recipe: learning rates, steps, precision.
-        batches: makes the batches; its order has one sample for every place in the run, so the Trainer sees a single epoch.
+        batches: makes the batches; a place of the run comes once, so the Trainer sees a single epoch.
         metrics: gets one line per step.
         folder: of the run.
         facts: kept in the manifest of every checkpoint.
@@ -49,7 +49,7 @@ class StageTrainer(Trainer):
         facts: dict[str, Any],
         elapsed: float,
     ):
-        places: Any = range(len(batches.order))
+        places: Any = range(batches.num_places)
         super().__init__(model, arguments(recipe, folder), data_collator=batches.at, train_dataset=places)
         self.remove_callback(PrinterCallback)
         self.recipe, self.batches, self.metrics, self.facts, self.folder = recipe, batches, metrics, facts, folder
@@ -88,7 +88,7 @@ class StageTrainer(Trainer):
         self.model.save_pretrained(output_dir or self.args.output_dir)
 
     def _get_train_sampler(self, train_dataset=None) -> SequentialSampler:
-        return SequentialSampler(range(len(self.batches.order)))
+        return SequentialSampler(range(self.batches.num_places))
 
     def _get_grad_norm(self, model, grad_norm=None):
         """The norm; what is not finite ends the run here, in every process and before it reaches the weights."""
