@@ -34,10 +34,10 @@ def test_what_a_model_or_a_page_says_is_shown_as_text(page: str) -> None:
 
 def test_every_row_question_and_answer_is_there(page: str) -> None:
     text = _text(page)
-    for wanted in (*made_up.CHANCES, "Which colour?", "vision-remember compare none.yaml", "Figure 3.", "Table 2."):
+    for wanted in (*made_up.CHANCES, "Which colour?", "vision-remember compare none.yaml", "Figure 4.", "Table 2."):
         assert wanted in text, wanted
     assert page.count('class="right"') == 1 and page.count('class="wrong"') == 2
-    assert page.count("<svg") == page.count("</svg>") == 3
+    assert page.count("<svg") == page.count("</svg>") == 4
 
 
 def test_the_figures_keep_their_words_as_text(page: str) -> None:
@@ -48,6 +48,13 @@ def test_the_figures_keep_their_words_as_text(page: str) -> None:
 
 def test_the_same_results_give_the_same_bytes(page: str) -> None:
     assert render_report(made_up.results(), [_specimen()]) == page
+
+
+def test_a_comparison_without_pairs_has_no_figure_of_them() -> None:
+    results = made_up.results()
+    results["summary"]["differences"] = []
+    page = render_report(results, [])
+    assert page.count("<svg") == 3 and "Row against row" not in page and "Figure 3. Learning curves." in _text(page)
 
 
 def test_bad_news_is_written_out() -> None:

@@ -1,4 +1,4 @@
-"""The plots of a comparison as SVG text: score per family, score against tokens, learning curves.
+"""The plots of a comparison as SVG text: score per family, score against tokens, row against row, learning curves.
 
 The only file of this room that imports matplotlib. Text stays text (selectable, in the reader's own font), colours are Okabe and Ito's,
 which colour-blind readers can tell apart, and the same results give the same bytes.
@@ -8,7 +8,7 @@ import functools
 import io
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -22,7 +22,9 @@ WIDTH_INCHES = 7.6
 INK, GREY, HAIRLINE = "#1d2126", "#6b7280", "#e3e5e8"
 REFERENCE_COLOUR = "#374151"
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#B8860B")
-MARKERS = ("o", "s", "D", "^", "v", "P")
+MARKERS = ("o", "s", "D", "^", "v", "P")  # one a round of the colours, and so are the lines of the curves
+LINES = ("solid", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
+SPREAD = 1.35  # from the first to the last of the rows with equal tokens
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 STYLE = {
     "svg.fonttype": "none",
@@ -56,16 +58,30 @@ def _drawn(label: str, salt: str) -> Callable[[Callable[[Results], Figure]], Cal
     return wrap
 
 
-def row_colours(results: Results) -> dict[str, str]:
-    """Return one colour a row, the same in every plot: the reference in ink, the others in the order of the recipe."""
-    others = [name for name in _names(results) if name != results["reference"]]
-    return {results["reference"]: REFERENCE_COLOUR} | {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(others)}
+class Style(NamedTuple):
+    """How every plot shows a row."""
+
+    colour: str
+    marker: str
+    line: Any
+
+
+def row_styles(results: Results) -> dict[str, Style]:
+    """Return one style a row, the same in every plot: the reference in ink, the others in the order of the recipe."""
+    reference, *others = sorted(_names(results), key=lambda name: name != results["reference"])
+    styles = [
+        Style(
+            COLOURS[i % len(COLOURS)], MARKERS[i // len(COLOURS) % len(MARKERS)], LINES[i // len(COLOURS) % len(LINES)]
+        )
+        for i in range(len(others))
+    ]
+    return {reference: Style(REFERENCE_COLOUR, MARKERS[0], LINES[0]), **dict(zip(others, styles, strict=True))}
 
 
 @_drawn("Score per family with 95 % intervals, one line per row", salt="families")
 def score_per_family(results: Results) -> Figure:
     """Draw a panel per family, a line per row: exact match in %, the mean over seeds with its 95 % interval."""
-    summary, names, colours = results["summary"], _names(results), row_colours(results)
+    summary, names, styles = results["summary"], _names(results), row_styles(results)
     panels = [*results["fine"], "fine mean", *results["coarse"]]
     figure = _figure(height=0.62 + 0.36 * len(names))
     axes = figure.subplots(1, len(panels), sharey=True, gridspec_kw={"wspace": 0.14})
@@ -73,7 +89,7 @@ def score_per_family(results: Results) -> Figure:
         is_mean = panel == "fine mean"
         for place, name in enumerate(names):
             score = summary["means"][name] if is_mean else summary["families"][name][panel]
-            _interval(axis, place, score, colours[name], MARKERS[place // len(COLOURS) % len(MARKERS)])
+            _interval(axis, place, score, styles[name])
         axis.set_title(
             panel, fontweight="bold" if is_mean else "normal", color=GREY if panel in results["coarse"] else INK, pad=6
         )
@@ -90,9 +106,9 @@ def score_per_family(results: Results) -> Figure:
 @_drawn("Fine-family score against vision tokens per page", salt="tokens")
 def score_against_tokens(results: Results) -> Figure:
     """Draw the fine-family mean against the vision tokens a page costs, on a logarithmic axis."""
-    summary, names, colours = results["summary"], _names(results), row_colours(results)
+    summary, names, styles = results["summary"], _names(results), row_styles(results)
     tokens = {row["name"]: row["tokens"] for row in results["rows"]}
-    figure = _figure(height=3.1)
+    figure = _figure(height=max(3.1, _legend_height(names)))
     axis = figure.subplots()
     axis.axhline(
         100 * summary["means"][results["reference"]]["value"],
@@ -100,17 +116,18 @@ def score_against_tokens(results: Results) -> Figure:
         linewidth=0.8,
         linestyle=(0, (4, 4)),
     )
-    for place, name in enumerate(names):
+    for name in names:
         equals = [other for other in names if tokens[other] == tokens[name]]
-        x = tokens[name] * 1.05 ** (equals.index(name) - (len(equals) - 1) / 2)
+        step = min(1.05, SPREAD ** (1 / max(len(equals) - 1, 1)))
+        x = tokens[name] * step ** (equals.index(name) - (len(equals) - 1) / 2)
         mean, value = summary["means"][name], 100 * summary["means"][name]["value"]
         low, high = (100 * end for end in mean["ci95"])
         axis.errorbar(
             x,
             value,
             yerr=[[max(value - low, 0)], [max(high - value, 0)]],
-            color=colours[name],
-            marker=MARKERS[place // len(COLOURS) % len(MARKERS)],
+            color=styles[name].colour,
+            marker=styles[name].marker,
             markersize=6,
             linewidth=1.2,
             capsize=0,
@@ -131,13 +148,42 @@ def score_against_tokens(results: Results) -> Figure:
     return figure
 
 
+@_drawn("Points between pairs of rows, with 95 % intervals", salt="differences")
+def differences(results: Results) -> Figure:
+    """Draw how many points of the fine-family mean the first row of every named pair is ahead of the other one."""
+    pairs, styles = results["summary"]["differences"], row_styles(results)
+    figure = _figure(height=0.8 + 0.3 * len(pairs))
+    axis = figure.subplots()
+    axis.axvline(0, color=GREY, linewidth=0.8)
+    for place, pair in enumerate(pairs):
+        low, high = (100 * end for end in pair["ci95"])
+        value, style = 100 * pair["difference"], styles[pair["row"]]
+        axis.plot([low, high], [place, place], color=style.colour, linewidth=1.6, solid_capstyle="round")
+        axis.plot(value, place, color=style.colour, marker=style.marker, markersize=5.5)
+        axis.annotate(
+            f"{value:+.1f} [{low:+.1f}, {high:+.1f}]",
+            (1.02, place),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=7.5,
+            color=GREY,
+            annotation_clip=False,
+        )
+    axis.set_yticks(range(len(pairs)), [f"{pair['row']} \u2212 {pair['other']}" for pair in pairs])
+    axis.set_ylim(len(pairs) - 0.5, -0.5)
+    axis.grid(axis="y")
+    axis.set_xlabel("points of the fine mean; right of the line the first row is ahead")
+    _bare(axis)
+    return figure
+
+
 @_drawn("Training loss against step, one line per row", salt="curves")
 def learning_curves(results: Results) -> Figure:
     """Draw the training loss of every row against the step: the mean over seeds, and their range where there are several."""
-    colours = row_colours(results)
-    figure = _figure(height=2.9)
+    styles, names = row_styles(results), _names(results)
+    figure = _figure(height=max(2.9, _legend_height(names)))
     axis = figure.subplots()
-    for name in _names(results):
+    for name in names:
         curves = list(results["curves"][name].values())
         steps = [step for step in curves[0]["step"] if all(step in curve["step"] for curve in curves)]
         losses = [[curve["loss"][curve["step"].index(step)] for curve in curves] for step in steps]
@@ -146,11 +192,18 @@ def learning_curves(results: Results) -> Figure:
                 steps,
                 [min(loss) for loss in losses],
                 [max(loss) for loss in losses],
-                color=colours[name],
+                color=styles[name].colour,
                 alpha=0.15,
                 linewidth=0,
             )
-        axis.plot(steps, [sum(loss) / len(loss) for loss in losses], color=colours[name], linewidth=1.5, label=name)
+        axis.plot(
+            steps,
+            [sum(loss) / len(loss) for loss in losses],
+            color=styles[name].colour,
+            linestyle=styles[name].line,
+            linewidth=1.5,
+            label=name,
+        )
     axis.set_yscale("log")
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
@@ -171,10 +224,15 @@ def _figure(height: float) -> Figure:
     return Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
 
 
-def _interval(axis: Axes, place: int, score: Mapping[str, Any], colour: str, marker: str) -> None:
+def _legend_height(names: list[str]) -> float:
+    """Inches that a legend of these rows takes."""
+    return 0.2 * len(names) + 0.35
+
+
+def _interval(axis: Axes, place: int, score: Mapping[str, Any], style: Style) -> None:
     value, (low, high) = 100 * score["value"], (100 * end for end in score["ci95"])
-    axis.plot([low, high], [place, place], color=colour, linewidth=1.6, solid_capstyle="round")
-    axis.plot(value, place, color=colour, marker=marker, markersize=5.5)
+    axis.plot([low, high], [place, place], color=style.colour, linewidth=1.6, solid_capstyle="round")
+    axis.plot(value, place, color=style.colour, marker=style.marker, markersize=5.5)
     side = "right" if value > 80 else "left" if value < 20 else "center"
     axis.annotate(
         f"{value:.1f}", (value, place), xytext=(0, 6), textcoords="offset points", ha=side, fontsize=7.5, color=GREY
@@ -182,7 +240,7 @@ def _interval(axis: Axes, place: int, score: Mapping[str, Any], colour: str, mar
 
 
 def _legend(axis: Axes) -> None:
-    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=1.2, labelspacing=0.7)
+    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=2.2, labelspacing=0.5)
 
 
 def _bare(axis: Axes) -> None:

@@ -19,6 +19,7 @@ main { max-width: 46rem; margin: 0 auto; padding: 4.5rem 1.25rem 6rem; }
 h1 { font-size: 2.45rem; line-height: 1.14; letter-spacing: -.015em; font-weight: 600; margin: 0 0 1.1rem; text-wrap: balance; }
 h2 { font-size: 1.38rem; line-height: 1.3; font-weight: 600; margin: 3.4rem 0 .8rem; }
 p { margin: 0 0 1rem; hanging-punctuation: first; }
+main > ul { padding-left: 1.1rem; } main > ul li { margin: 0 0 .4rem; }
 .standfirst { font-size: 1.2rem; line-height: 1.5; color: #343a42; text-wrap: pretty; }
 .numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1.4rem 1.8rem;
   margin: 2.2rem 0 0; padding: 1.3rem 0 0; border-top: 1px solid var(--ink); }

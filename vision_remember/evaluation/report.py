@@ -44,10 +44,11 @@ def render_report(results: Results, specimens: Sequence[Specimen]) -> str:
             "Rows with equal tokens are set side by side.",
         ),
         _costs(results),
+        *_pairs(results),
         element("h2", "How fast it learns"),
         _figure(
             figures.learning_curves(results),
-            3,
+            3 + bool(results["summary"]["differences"]),
             "Learning curves.",
             "Training loss per answer token, averaged over neighbouring steps"
             + ("; the band is the range over seeds." if len(_seeds(results)) > 1 else ".")
@@ -133,9 +134,20 @@ def _tokens(results: Results) -> Markup:
     summary = results["summary"]
     lines = [gain_sentence(name, gain) for name, gain in summary["recovered"].items() if gain["mean"] is not None]
     lines += [average_sentence(title, average) for title, average in summary["averages"].items()]
-    lines += [difference_sentence(difference) for difference in summary["differences"]]
     lines += [layout_sentence(name, layout) for name, layout in summary["layout"].items()]
-    return element("p", " ".join(lines)) if lines else Markup("")
+    return element("ul", *(element("li", line) for line in lines)) if lines else Markup("")
+
+
+def _pairs(results: Results) -> list[Markup]:
+    pairs = results["summary"]["differences"]
+    if not pairs:
+        return []
+    unsure = [difference_sentence(pair) for pair in pairs if pair["ci95"][0] <= 0 <= pair["ci95"][1]]
+    caption = "Paired differences on the same pages, mean of the fine families, with 95 % intervals. " + " ".join(
+        unsure
+    )
+    drawn = _figure(figures.differences(results), 3, "Row against row.", caption.strip())
+    return [element("h2", "Row against row"), drawn]
 
 
 def _pages(results: Results, specimens: Sequence[Specimen]) -> list[Markup]:
@@ -226,7 +238,7 @@ def _table(number: int, head: Sequence[object], body: Sequence[Sequence[object]]
 
 
 def _named(results: Results, name: str) -> Markup:
-    return joined((element("span", css="swatch", style=f"background:{figures.row_colours(results)[name]}"), name))
+    return joined((element("span", css="swatch", style=f"background:{figures.row_styles(results)[name].colour}"), name))
 
 
 def _names(results: Results) -> list[str]:
