@@ -4,6 +4,8 @@ import pytest
 
 from vision_remember.evaluation.plan import load_comparison
 from vision_remember.model.embedded import model_path
+from vision_remember.training import load_recipe
+from vision_remember.training.located import read
 
 PLAN = """\
 name: small
@@ -130,16 +132,19 @@ def _write(folder: Path, text: str) -> Path:
     return path
 
 
-SHIPPED = sorted(
-    path for path in (Path(__file__).parents[2] / "recipes").rglob("*.yaml") if "\nrows:" in path.read_text()
-)
+SHIPPED = sorted(path for path in (Path(__file__).parents[2] / "recipes").rglob("*.yaml") if "rows" in read(path).value)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_shipped_comparison_is_sound_and_starts_from_what_is_there(path: Path) -> None:
-    for row in load_comparison(path).rows:
-        assert row.checkpoint is not None
-        if row.checkpoint.startswith("embedded/"):
+    comparison = load_comparison(path)
+    for row in comparison.rows:
+        recipe = load_recipe(comparison.instruct, has_files=False)
+        start = row.checkpoint or row.projector_weights
+        if row.checkpoint is None:
+            assert start is not None and recipe.model.checkpoint == "scratch"
+            assert (Path(model_path(start)) / "model.safetensors").is_file()
+        elif row.checkpoint.startswith("embedded/"):
             assert (Path(model_path(row.checkpoint)) / "config.json").is_file()
         else:  # made by align_rivals.py
             assert row.checkpoint.startswith("runs/align/") and row.checkpoint.endswith("/model")
