@@ -22,9 +22,9 @@ def test_a_dry_run_prints_every_figure_and_starts_nothing(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     command = ["train", "tiny/elastic.yaml", "--dry-run", "--gpus", "2"]
     found = json.loads(CliRunner().invoke(front.app, [*command, "--json"]).stdout)
-    assert found["tokens_per_image"] == [36, 16, 9] and (found["micro_batch"], found["accumulation"]) == (16, 1)
+    assert found["tokens_per_image"] == [36, 16, 9] and (found["micro_batch"], found["accumulation"]) == (16, 3)
     text = CliRunner().invoke(front.app, command).stdout
-    for figure in ("450 steps of 32 samples (16 samples x 1 on each of 2 GPUs)", "36 vision tokens of 144 patches"):
+    for figure in ("32 samples, each at 3 rates (16 samples x 3 on each of 2 GPUs)", "36 vision tokens of 144 patches"):
         assert figure in text
     assert f"{sum(part['total'] for part in found['parameters'].values()):,}" in text
     assert not list(tmp_path.iterdir())

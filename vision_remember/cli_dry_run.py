@@ -38,9 +38,10 @@ def text_lines(found: dict[str, Any]) -> list[str]:
     micro = f"{found['micro_batch']} samples x {found['accumulation']} on each of {found['gpus']} GPU" + "s" * (
         found["gpus"] > 1
     )
+    rates = f", each at {found['rates_per_step']} rates" if found["rates_per_step"] > 1 else ""
     views = f" in {found['views_per_image']} views" if found["views_per_image"] > 1 else ""
     return [
-        f"{found['recipe']}: {found['steps']:,} steps of {found['samples_per_step']} samples ({micro}), {found['samples']:,} samples",
+        f"{found['recipe']}: {found['steps']:,} steps of {found['samples_per_step']} samples{rates} ({micro}), {found['samples']:,} in all",
         *(f"config of {part}: {origin}" for part, origin in found["configs"].items()),
         f"{'parameters':<20}{'total':>16}{'trainable':>16}",
         *(f"  {part:<18}{count['total']:>16,}{count['trainable']:>16,}" for part, count in parameters.items()),

@@ -71,6 +71,7 @@ def dry_run(recipe: Recipe, *, beside: Path, num_gpus: int = 1, gpu_memory: int 
         "micro_batch": rows,
         "accumulation": accumulation,
         "samples_per_step": samples,
+        "rates_per_step": training.rates_per_step,
         "max_tokens_per_step": samples * training.rates_per_step * length,
         "steps": training.steps,
         "samples": training.steps * samples,
