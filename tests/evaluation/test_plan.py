@@ -146,6 +146,6 @@ def test_a_shipped_comparison_is_sound_and_starts_from_what_is_there(path: Path)
             assert (Path(model_path(start)) / "model.safetensors").is_file()
         elif row.checkpoint.startswith("embedded/"):
             assert (Path(model_path(row.checkpoint)) / "config.json").is_file()
-        else:  # made by align_rivals.py
+        else:  # made by align_rows.py
             assert row.checkpoint.startswith("runs/align/") and row.checkpoint.endswith("/model")
             assert (Path(model_path(f"embedded/projector_{row.projector['type']}")) / "model.safetensors").is_file()

@@ -1,4 +1,4 @@
-"""Makes the aligned starts that compare_rivals.yaml names, in runs/align: `python recipes/tiny/align_rivals.py`.
+"""Makes the aligned starts, in runs/align, that a comparison names: `python recipes/tiny/align_rows.py recipes/tiny/compare_rivals.yaml`.
 
 With names of some of them (`avg_pool_sva token_packer`) only those, to spread them over processes. A finished one is left as it is, an
 interrupted one goes on. A quarter of an hour each on one core.
@@ -11,25 +11,26 @@ from pathlib import Path
 from vision_remember.evaluation.plan import load_comparison
 from vision_remember.training import load_recipe, train
 
-HERE = Path(__file__).parent
+ALIGN = Path(__file__).parent / "align.yaml"
 
 
-def main(names: list[str]) -> None:
+def main(comparison: str, *names: str) -> None:
     """Aligns every row that does not start from a shipped model, each on the same pages in the same order."""
-    starts = {Path(str(row.checkpoint)).parent: row for row in load_comparison(HERE / "compare_rivals.yaml").rows}
+    starts = {Path(str(row.checkpoint)).parent: row for row in load_comparison(comparison).rows}
     starts = {folder: row for folder, row in starts.items() if folder.parts[0] == "runs"}
     if unknown := set(names) - {folder.name for folder in starts}:
-        sys.exit(
-            f"no start is called {', '.join(sorted(unknown))}; there are {', '.join(folder.name for folder in starts)}"
-        )
+        known = ", ".join(folder.name for folder in starts)
+        sys.exit(f"no start is called {', '.join(sorted(unknown))}; {comparison} names {known or 'none'}")
     for folder, row in starts.items():
         if names and folder.name not in names:
             continue
         weights = f"embedded/projector_{row.projector['type']}"
         model = {"projector": row.projector, "refusion": row.refusion, "projector_weights": weights}
         overrides = [f"model.{key}={json.dumps(value)}" for key, value in model.items()]
-        train(load_recipe(HERE / "align.yaml", overrides), output_dir=folder, resume=folder.exists())
+        train(load_recipe(ALIGN, overrides), output_dir=folder, resume=folder.exists())
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    main(*sys.argv[1:])
