@@ -13,6 +13,7 @@ from vision_remember.evaluation.summary import (
     row_scores,
     tabulate,
 )
+from vision_remember.evaluation.wording import average_sentence
 
 SEEDS = (0, 1, 2)
 PARTS = {"compressed": "avg_pool", "uncompressed": "uncompressed", "fine": made_up.FINE}
@@ -90,13 +91,19 @@ def test_the_average_recovery_is_the_mean_of_the_ratios_in_every_resample() -> N
     assert alone["mean"] == each[1]["mean"] and np.allclose(alone["ci95"], each[1]["ci95"], atol=1e-3)
 
 
-def test_an_average_over_a_row_that_lost_nothing_is_null() -> None:
-    chances = {"uncompressed": 0.90, "avg_pool": 0.89, "avg_pool + remember": 0.95}
+def test_a_row_that_lost_nothing_is_left_out_of_an_average_and_named() -> None:
+    chances = {**made_up.CHANCES, "packer": 0.89, "packer + remember": 0.95}
     table = tabulate(made_up.answers(chances, pages=400), "test")
-    both = recovered_on_average(
-        table, {"avg_pool + remember": "avg_pool"}, uncompressed="uncompressed", fine=made_up.FINE
-    )
-    assert both["mean"] is None and "avg_pool + remember: uncompressed leads" in both["reason"]
+    given = {"uncompressed": "uncompressed", "fine": made_up.FINE}
+    alone = recovered_on_average(table, {"avg_pool + remember": "avg_pool"}, **given)
+    twins = {"avg_pool + remember": "avg_pool", "packer + remember": "packer"}
+    both = recovered_on_average(table, twins, **given)
+    assert (both["mean"], both["ci95"], both["rows"]) == (alone["mean"], alone["ci95"], ["avg_pool + remember"])
+    assert list(both["left_out"]) == ["packer + remember"] and alone["left_out"] == {}
+    assert "Left out: packer + remember (uncompressed leads packer by" in average_sentence("remember", both)
+    none = recovered_on_average(table, {"packer + remember": "packer"}, **given)
+    assert none["mean"] is none["ci95"] is None and none["rows"] == []
+    assert average_sentence("remember", none).startswith("remember has no average recovery. Left out: packer")
 
 
 def test_a_difference_is_that_of_the_means_and_turns_with_its_rows(table) -> None:

@@ -30,7 +30,7 @@ DEFINITIONS = {
     "recovered": "(row - compressed) / (uncompressed - compressed), a ratio of fine-family means over all seeds; compressed is the row "
     "with the same projector, tokens and overrides and no re-fusion, uncompressed the reference; "
     f"null where the reference leads by less than {100 * MINIMUM_LEAD:.0f} points",
-    "averages": "mean of recovered over the named rows, taken in every resample",
+    "averages": "mean of recovered over the named rows, taken in every resample; rows for which it is null are left out",
     "differences": "paired difference row - other of the mean of the fine families",
     "layout": "paired difference row - compressed on the coarse families; not hurt when it is at least "
     f"-{100 * LAYOUT_TOLERANCE:.0f} point on at least {LAYOUT_QUESTIONS:,} questions",

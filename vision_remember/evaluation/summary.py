@@ -6,7 +6,7 @@ for detail that compression loses; coarse ones (`layout`) for what it keeps.
 - *Recovered* = (row - compressed) / (uncompressed - compressed), of fine-family means. `compressed` is the row with the same projector,
   tokens and overrides but re-fusion `none`; `uncompressed` is the comparison's reference. It may exceed 1. It is null where the
   uncompressed model leads by less than 5 points: a ratio to nearly nothing means nothing.
-- *Recovered on average* is the mean of that ratio over several rows, in every resample.
+- *Recovered on average* is the mean of that ratio over several rows, in every resample; rows for which it is null are left out and named.
 - *Difference*: the paired difference of two rows' fine-family means.
 - *Layout not hurt*: the paired difference row - compressed on the coarse families is at least -1 point, on at least 1,000 questions.
 
@@ -137,7 +137,9 @@ def recovered(
 def recovered_on_average(
     table: AnswerTable, twins: Mapping[str, str], *, uncompressed: str, fine: Sequence[str]
 ) -> dict[str, Any]:
-    """Return `{"mean", "ci95", "rows"}` of the mean recovery of several rows, or nulls with the `reason`.
+    """Return `{"mean", "ci95", "rows", "left_out"}` of the mean recovery of several rows, or nulls where none of them has one.
+
+    A row whose recovery is not defined is left out by that rule alone, and named with the reason.
 
     Args:
         table: the answers.
@@ -145,18 +147,21 @@ def recovered_on_average(
         uncompressed: the reference.
         fine: families.
     """
-    each = [recovered(table, row, compressed=twin, uncompressed=uncompressed, fine=fine) for row, twin in twins.items()]
-    result: dict[str, Any] = {"mean": None, "ci95": None, "rows": list(twins)}
-    for row, one in zip(twins, each, strict=True):
-        if one["ci95"] is None:
-            return {**result, "reason": f"{row}: {one['reason']}"}
+    each = {
+        row: recovered(table, row, compressed=twin, uncompressed=uncompressed, fine=fine) for row, twin in twins.items()
+    }
+    left_out = {row: one["reason"] for row, one in each.items() if one["ci95"] is None}
+    rows = [row for row in twins if row not in left_out]
+    result: dict[str, Any] = {"mean": None, "ci95": None, "rows": rows, "left_out": left_out}
+    if not rows:
+        return result
     _, resampled = table.mean(fine)
     ratios = []
-    for row, twin in twins.items():
-        r, c, u = (table.rows.index(name) for name in (row, twin, uncompressed))
+    for row in rows:
+        r, c, u = (table.rows.index(name) for name in (row, twins[row], uncompressed))
         gain, lead = (_over_seeds(table, resampled[:, x] - resampled[:, c]) for x in (r, u))
         ratios.append(np.divide(gain, lead, out=np.zeros_like(gain), where=lead > 0))
-    spread = bootstrap.interval(np.mean([one["mean"] for one in each]), np.mean(ratios, axis=0))
+    spread = bootstrap.interval(np.mean([each[row]["mean"] for row in rows]), np.mean(ratios, axis=0))
     return {**result, "mean": spread.value, "ci95": [spread.low, spread.high]}
 
 

@@ -15,10 +15,11 @@ def gain_sentence(name: str, gain: Mapping[str, Any]) -> str:
 
 def average_sentence(title: str, average: Mapping[str, Any]) -> str:
     """Say what several rows recover on average, or why that cannot be said."""
-    rows = ", ".join(average["rows"])
+    without = "".join(f" Left out: {row} ({reason})." for row, reason in average["left_out"].items())
     if average["mean"] is None:
-        return f"On average over {rows}, recovery is not defined: {average['reason']}."
-    return f"{title} recovers {average['mean']:.2f} on average over {rows} (95 % interval {ends(average['ci95'])})."
+        return f"{title} has no average recovery.{without}"
+    rows = ", ".join(average["rows"])
+    return f"{title} recovers {average['mean']:.2f} on average over {rows} (95 % interval {ends(average['ci95'])}).{without}"
 
 
 def difference_sentence(difference: Mapping[str, Any]) -> str:
