@@ -6,6 +6,7 @@ interrupted one goes on. A quarter of an hour each on one core, three for one th
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from vision_remember.evaluation.plan import load_comparison
@@ -27,7 +28,7 @@ def main(comparison: str, *names: str) -> None:
             continue
         weights = f"embedded/projector_{row.projector['type']}"
         model = {"projector": row.projector, "refusion": row.refusion, "projector_weights": weights}
-        rates = plan.recipe(row, seed=0).training
+        rates = plan.recipe(replace(row, checkpoint="scratch"), seed=0).training
         overrides = [f"model.{key}={json.dumps(value)}" for key, value in model.items()]
         overrides += [f"training.tokens_per_image={list(rates.tokens_per_image)}"]
         overrides += [f"training.every_rate={json.dumps(rates.every_rate)}"]
