@@ -115,6 +115,12 @@ def test_a_twin_answers_with_as_many_tokens(tmp_path: Path) -> None:
             r"no row is called 'polled'; did you mean 'pooled'",
         ),
         ("evaluation:", "averages: {one: [pooled]}\nevaluation:", r"averages.one: 'pooled' recovers nothing"),
+        (
+            "name: pooled\n",
+            "name: pooled\n    apart: why\n",
+            r"rows.1.apart: rows that stand apart come after all others",
+        ),
+        ("name: uncompressed\n", "name: uncompressed\n    apart: why\n", r"reference: 'uncompressed' stands apart"),
         ("evaluation:", "averages: {one: []}\nevaluation:", r"averages.one: names no row"),
         ("count: 20", "coutn: 20", r"unknown key 'evaluation.coutn'; did you mean 'count'"),
     ],

@@ -57,6 +57,16 @@ def test_a_comparison_without_pairs_has_no_figure_of_them() -> None:
     assert page.count("<svg") == 3 and "Row against row" not in page and "Figure 3. Learning curves." in _text(page)
 
 
+def test_a_row_that_stands_apart_says_why_and_is_not_the_headline() -> None:
+    results = made_up.results()
+    results["apart"] = {"avg_pool + remember": "it sees more pixels"}
+    text = _text(render_report(results, []))
+    assert (
+        "avg_pool + remember stands apart: it sees more pixels." in text and "avg_pool + remember wins back" not in text
+    )
+    assert text.count("apart: it sees more pixels") == 3  # in both tables and in words
+
+
 def test_bad_news_is_written_out() -> None:
     worse = {"uncompressed": 0.9, "avg_pool": 0.89, "avg_pool + remember": 0.5}
     text = _text(render_report(made_up.results(chances=worse), []))

@@ -18,6 +18,12 @@ def test_the_table_says_what_the_results_say() -> None:
     assert "avg_pool + remember differs from avg_pool by +" in printed and "does not say" not in printed
 
 
+def test_a_row_that_stands_apart_is_said_to() -> None:
+    results = made_up.results(pages=30)
+    results["apart"] = {"avg_pool + remember": "it sees more pixels"}
+    assert "avg_pool + remember stands apart: it sees more pixels." in _printed(results)
+
+
 def test_a_missing_recovery_is_explained() -> None:
     chances = {"uncompressed": 0.3, "avg_pool": 0.6, "avg_pool + remember": 0.6}
     printed = _printed(made_up.results(pages=30, chances=chances))

@@ -44,6 +44,7 @@ class RowPlan:
         overrides: dotted keys of the recipe, such as `training.trainable`, for rows that differ in more than their parts.
         tokens: vision tokens of an image when questions are answered; None: as many as the projector makes by itself.
         trained_as: an earlier row of the same recipe, whose model answers once more at this row's number of tokens.
+        apart: why the row is not on a par with the others, such as `it sees four times the pixels`; listed last, with this reason.
     """
 
     name: str
@@ -54,6 +55,7 @@ class RowPlan:
     overrides: dict[str, Any] = field(default_factory=dict)
     tokens: int | None = number(None, minimum=1)
     trained_as: str | None = None
+    apart: str | None = None
 
     @property
     def folder(self) -> str:
@@ -168,9 +170,15 @@ class Comparison:
                     f"rows.{i}.trained_as",
                     f"{row.trained_as!r} is not trained as this row would be",
                 )
+        on_par = [i for i, row in enumerate(self.rows) if row.apart is None]
+        for i, row in enumerate(self.rows[: max(on_par, default=0)]):
+            if row.apart is not None:
+                yield f"rows.{i}.apart", "rows that stand apart come after all others"
         by_name = {row.name: row for row in self.rows}
         if self.reference not in by_name:
             yield "reference", f"no row is called {self.reference!r}{nearest(self.reference, by_name)}"
+        elif by_name[self.reference].apart is not None:
+            yield "reference", f"{self.reference!r} stands apart: the others cannot be measured against it"
         elif by_name[self.reference].refusion["type"] != "none":
             yield (
                 "reference",

@@ -11,6 +11,7 @@ from vision_remember.evaluation import figures, html
 from vision_remember.evaluation.html import Markup, element, joined
 from vision_remember.evaluation.specimens import Specimen
 from vision_remember.evaluation.wording import (
+    apart_sentence,
     average_sentence,
     difference_sentence,
     ends,
@@ -68,8 +69,8 @@ def _opening(results: Results) -> Markup:
     sentences = [
         f"{len(_names(results))} models, trained alike, read {_questions(results):,} questions on pages they had never seen."
     ]
-    if gains:
-        best = max(gains, key=lambda name: gains[name]["mean"])
+    if on_par := gains.keys() - results["apart"].keys():
+        best = max(sorted(on_par), key=lambda name: gains[name]["mean"])
         gain, twin = gains[best], gains[best]["compressed"]
         numbers += [
             _number(summary["means"][twin]["value"], f"{twin}, {tokens[twin]} tokens"),
@@ -132,7 +133,8 @@ def _costs(results: Results) -> Markup:
 
 def _tokens(results: Results) -> Markup:
     summary = results["summary"]
-    lines = [gain_sentence(name, gain) for name, gain in summary["recovered"].items() if gain["mean"] is not None]
+    lines = [apart_sentence(name, reason) for name, reason in results["apart"].items()]
+    lines += [gain_sentence(name, gain) for name, gain in summary["recovered"].items() if gain["mean"] is not None]
     lines += [average_sentence(title, average) for title, average in summary["averages"].items()]
     lines += [layout_sentence(name, layout) for name, layout in summary["layout"].items()]
     return element("ul", *(element("li", line) for line in lines)) if lines else Markup("")
@@ -238,7 +240,9 @@ def _table(number: int, head: Sequence[object], body: Sequence[Sequence[object]]
 
 
 def _named(results: Results, name: str) -> Markup:
-    return joined((element("span", css="swatch", style=f"background:{figures.row_styles(results)[name].colour}"), name))
+    swatch = element("span", css="swatch", style=f"background:{figures.row_styles(results)[name].colour}")
+    reason = results["apart"].get(name)
+    return joined((swatch, name, element("small", f"apart: {reason}") if reason else ""))
 
 
 def _names(results: Results) -> list[str]:

@@ -82,6 +82,7 @@ def build_results(
         "reference": comparison.reference,
         "fine": list(comparison.evaluation.fine),
         "coarse": list(comparison.evaluation.coarse),
+        "apart": {row.name: row.apart for row in comparison.rows if row.apart is not None},
         **about,
         "definitions": DEFINITIONS,
         "rows": [
@@ -144,7 +145,7 @@ def _summary(comparison: Comparison, table: AnswerTable) -> dict[str, Any]:
             continue
         compressed = comparison.compressed_twin(row)
         if compressed is None:
-            reason = f"no row has the projector of {row.name} with the re-fusion none"
+            reason = f"no row has the projector, tokens and overrides of {row.name} with the re-fusion none"
             summary["recovered"][row.name] = {"mean": None, "ci95": None, "reason": reason}
             continue
         summary["recovered"][row.name] = recovered(

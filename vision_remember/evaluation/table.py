@@ -10,6 +10,7 @@ from rich.text import Text
 
 from vision_remember.evaluation.runner import Evaluation
 from vision_remember.evaluation.wording import (
+    apart_sentence,
     average_sentence,
     difference_sentence,
     ends,
@@ -31,6 +32,8 @@ def results_table(results: Mapping[str, Any]) -> Group:
     for head in ("tokens", *fine, "fine mean", *coarse, "recovered", "trained", "GFLOP", "prefill"):
         table.add_column(head, justify="right")
     for name in dict.fromkeys(row["name"] for row in results["rows"]):
+        if name in results["apart"]:
+            table.add_section()
         families, mean = summary["families"][name], summary["means"][name]
         low, high = (100 * end for end in mean["ci95"])
         table.add_row(
@@ -44,7 +47,8 @@ def results_table(results: Mapping[str, Any]) -> Group:
             f"{rows[name]['prefill_flops'] / 1e9:.2f}",
             f"{rows[name]['prefill_ms']:.1f} ms",
         )
-    sentences = [gain_sentence(name, gain) for name, gain in summary["recovered"].items()]
+    sentences = [apart_sentence(name, reason) for name, reason in results["apart"].items()]
+    sentences += [gain_sentence(name, gain) for name, gain in summary["recovered"].items()]
     sentences += [average_sentence(title, average) for title, average in summary["averages"].items()]
     sentences += [difference_sentence(difference) for difference in summary["differences"]]
     sentences += [layout_sentence(name, layout) for name, layout in summary["layout"].items()]

@@ -42,6 +42,11 @@ def layout_sentence(name: str, layout: Mapping[str, Any]) -> str:
     return f"On coarse layout {name} differs from {layout['compressed']} by {difference} over {layout['n']:,} questions: {verdict}."
 
 
+def apart_sentence(name: str, reason: str) -> str:
+    """Say why a row is not to be read beside the others."""
+    return f"{name} stands apart: {reason}."
+
+
 def ends(ci95: Sequence[float] | None, *, percent: bool = False) -> str:
     """Spell an interval, as a fraction or in per cent."""
     if ci95 is None:
