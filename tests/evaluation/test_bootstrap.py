@@ -47,12 +47,19 @@ def test_equal_keys_draw_equal_pages_and_other_keys_others() -> None:
     assert not np.array_equal(first, other)
 
 
-def test_seeds_are_drawn_with_replacement() -> None:
-    weights = bootstrap.seed_weights(3)
+@pytest.mark.parametrize(("values", "t"), [([1.0, 2.0, 4.0], 4.303), ([3.0, 1.0, 2.0, 2.0, 5.0], 2.776)])
+def test_the_interval_over_seeds_is_that_of_student(values, t) -> None:
+    """`t` is the 97.5 percentile of Student's distribution, from its table."""
+    weights = bootstrap.seed_weights(len(values))
     np.testing.assert_allclose(weights.sum(axis=1), 1.0)
-    # A seed is drawn k of 3 times with a binomial chance of (3 choose k) (1/3)^k (2/3)^(3-k); 0.02 is four standard errors.
-    for times, chance in enumerate((8 / 27, 12 / 27, 6 / 27, 1 / 27)):
-        assert np.isclose(weights, times / 3).mean() == pytest.approx(chance, abs=0.02)
+    interval = bootstrap.interval(np.mean(values), weights @ np.array(values))
+    half = t * np.std(values, ddof=1) / math.sqrt(len(values))
+    # The percentile of 10,000 draws from so heavy a tail has a standard error of 3 %.
+    assert interval.low == pytest.approx(np.mean(values) - half, abs=0.1 * half)
+    assert interval.high == pytest.approx(np.mean(values) + half, abs=0.1 * half)
+
+
+def test_one_seed_has_no_spread() -> None:
     assert np.array_equal(bootstrap.seed_weights(1, resamples=4), np.ones((4, 1)))
 
 

@@ -43,19 +43,21 @@ def test_recovered_is_the_ratio_of_differences_of_fine_means(table) -> None:
     assert gain["ci95"][0] < expected < gain["ci95"][1]
 
 
-def test_the_interval_of_recovered_is_that_of_a_loop_over_seeds_then_pages() -> None:
+def test_the_interval_of_recovered_is_that_of_a_loop_over_seeds_and_pages() -> None:
     """A plain nested loop with other random numbers; its ends differ by the noise of 1,500 resamples, about 5 % of the width."""
     answers = made_up.answers(made_up.CHANCES, seeds=SEEDS, pages=25)
     ends = recovered(tabulate(answers, "test"), "avg_pool + remember", **PARTS)["ci95"]
     marks = {(key, family): _per_page(records, family) for key, records in answers.items() for family in made_up.FINE}
     rng, ratios = np.random.default_rng(0), []
     for _ in range(1500):
-        seeds = rng.choice(SEEDS, size=3)
+        normal = rng.standard_normal(3)
+        weights = 1 / 3 + (normal - normal.mean()) / np.sqrt(3 * rng.chisquare(2))
         drawn = {family: rng.integers(25, size=25) for family in made_up.FINE}
         mean = {}
         for row in made_up.CHANCES:
-            mean[row] = np.mean(
-                [marks[(row, seed), family][drawn[family]].mean() for seed in seeds for family in drawn]
+            mean[row] = sum(
+                weight * np.mean([marks[(row, seed), family][drawn[family]].mean() for family in drawn])
+                for seed, weight in zip(SEEDS, weights, strict=True)
             )
         lead = mean["uncompressed"] - mean["avg_pool"]
         ratios.append((mean["avg_pool + remember"] - mean["avg_pool"]) / lead)
@@ -88,7 +90,7 @@ def test_the_average_recovery_is_the_mean_of_the_ratios_in_every_resample() -> N
     widths = [one["ci95"][1] - one["ci95"][0] for one in each]
     assert both["ci95"][1] - both["ci95"][0] < max(widths)  # two rows say more than the worse of them
     alone = recovered_on_average(table, {"packer + remember": "packer"}, **given)
-    assert alone["mean"] == each[1]["mean"] and np.allclose(alone["ci95"], each[1]["ci95"], atol=1e-3)
+    assert alone["mean"] == each[1]["mean"] and np.allclose(alone["ci95"], each[1]["ci95"], atol=5e-3)
 
 
 def test_a_row_that_lost_nothing_is_left_out_of_an_average_and_named() -> None:

@@ -34,7 +34,8 @@ DEFINITIONS = {
     "differences": "paired difference row - other of the mean of the fine families",
     "layout": "paired difference row - compressed on the coarse families; not hurt when it is at least "
     f"-{100 * LAYOUT_TOLERANCE:.0f} point on at least {LAYOUT_QUESTIONS:,} questions",
-    "ci95": f"2.5 and 97.5 percentiles of {bootstrap.RESAMPLES:,} paired resamples of pages; in the summary of seeds, then pages",
+    "ci95": f"2.5 and 97.5 percentiles of {bootstrap.RESAMPLES:,} paired resamples of pages; in the summary the mean over seeds "
+    "spreads in them as Student's t says",
     "prefill_ms": "median time of encoder, projector and decoder for one page and question, rows measured in turns",
     "prefill_flops": "of the same prompt, counted by shapes: matrix products and convolutions, a multiply-add being two",
 }

@@ -200,7 +200,7 @@ def _family_table(scores: Floats, pages: Sequence[str], *, key: str) -> FamilyTa
 
 
 def _over_seeds(table: AnswerTable, resampled: Floats) -> Floats:
-    """Resamples float[R, S] -> float[R]: seeds are drawn first, then the pages that all of them answered."""
+    """Resamples float[R, S] -> float[R]: the mean over seeds, spread as Student says, on the pages that all of them answered."""
     weights = bootstrap.seed_weights(len(table.seeds), resamples=len(resampled))
     return (resampled * weights).sum(axis=1)
 
