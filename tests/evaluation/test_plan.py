@@ -138,6 +138,12 @@ def _write(folder: Path, text: str) -> Path:
     return path
 
 
+def test_the_recipe_is_found_beside_the_comparison_from_any_folder(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = load_comparison(SHIPPED[0])
+    assert plan.recipe(plan.rows[0], seed=0).training.steps > 0
+
+
 SHIPPED = sorted(path for path in (Path(__file__).parents[2] / "recipes").rglob("*.yaml") if "rows" in read(path).value)
 
 

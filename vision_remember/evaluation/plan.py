@@ -1,7 +1,7 @@
 """What a comparison compares: the rows of a YAML file, each one the same training recipe with another projector or re-fusion.
 
     name: demo
-    instruct: recipes/tiny/instruct.yaml        # the training recipe of every row, relative to the working directory
+    instruct: instruct.yaml                     # the training recipe of every row, beside this file
     reference: uncompressed                     # the row that loses nothing, which recovery is measured against
     rows:
       - {name: uncompressed, projector: {type: mlp}, refusion: {type: none}, checkpoint: embedded/align_mlp}
@@ -20,7 +20,7 @@ touches data, order or budget is refused. One elastic model may make several row
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -229,9 +229,11 @@ class Comparison:
 
 
 def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> Comparison:
-    """Read a comparison, what it extends, and dotted overrides.
+    """Read a comparison, what it extends, and dotted overrides; its recipe is looked for beside it, then from here.
 
     Raises:
         RecipeError: lists every problem with its file and line.
     """
-    return bind(Comparison, read(path, overrides))
+    comparison = bind(Comparison, read(path, overrides))
+    beside = Path(path).parent / comparison.instruct
+    return replace(comparison, instruct=str(beside)) if beside.is_file() else comparison
