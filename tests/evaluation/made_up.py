@@ -51,6 +51,7 @@ def results(
         "command": "vision-remember compare none.yaml --seeds 0,1 --out DIR",
         "held_equal": "400 steps of 16 samples",
         "pages": "300 pages with 600 questions (test)",
+        "commit": None,
         "versions": {"torch": "2"},
     }
     return build_results(

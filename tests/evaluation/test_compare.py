@@ -111,6 +111,20 @@ def test_the_report_shows_pages_with_the_answer_of_each_row(results: dict, home:
     assert not re.search(r"https?:", page)
 
 
+def test_a_comparison_says_how_the_models_it_starts_from_were_trained(results: dict, home: Path) -> None:
+    start, out = home / "whole" / "rows" / "uncompressed" / "seed-0" / "training" / "model", home / "started"
+    shutil.copytree(start, home / "start")
+    head, rest = (home / "compare.yaml").read_text().split("  - name: avg_pool\n")
+    alone = f"{head}    checkpoint: {home}/start\nevaluation:{rest.split('evaluation:')[1]}"
+    (home / "started.yaml").write_text(alone, encoding="utf-8")
+    told = compare(home / "started.yaml", out=out)["starts"]["uncompressed"]
+    assert (told["recipe"], told["seed"], told["steps"], told["samples"]) == ("tiny", 0, 3, 6)
+    assert told["curve"] == results["curves"]["uncompressed"]["0"]
+    assert "tiny, 3 steps, 6 samples, seed 0. All seeds share these starts" in (out / "report.html").read_text()
+    (home / "start" / "trainer_state.json").unlink()  # which is no part of what a row is
+    assert compare(home / "started.yaml", out=out)["starts"] == {}
+
+
 def test_an_interrupted_comparison_goes_on_and_ends_as_if_it_had_not_been(results: dict, home: Path) -> None:
     out = home / "interrupted"
     shutil.copytree(home / "whole", out)

@@ -8,7 +8,7 @@ draws its own pages.
 A resample of pages is a row of counts, how often each page was drawn; a mean over resampled pages is then one matrix product, and 10,000
 resamples of thousands of pages take seconds.
 
-Drawing a handful of seeds with replacement covers too little (three of them cover three quarters of the time, not 95 %), so the weights of the
+Drawing a handful of seeds with replacement covers too little (with three of them the truth three times in four), so the weights of the
 seeds are drawn such that, pages aside, the percentiles are the ends of Student's interval for a mean of that many values.
 
 Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 13 (percentile interval); Student, "The probable error of a

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from vision_remember.evaluation.commit import source_commit
 from vision_remember.evaluation.plan import Comparison, load_comparison
 from vision_remember.evaluation.prefill import prefill_cost
 from vision_remember.evaluation.records import write_json, write_text
@@ -92,6 +93,7 @@ def compare(
             "held_equal": _held_equal(folders[0]),
             "pages": _pages(comparison, tasks),
             "prompt": prompt_text(engines[comparison.reference], question),
+            "commit": source_commit(),
             "versions": versions(),
             "threads": torch.get_num_threads(),
         },

@@ -179,7 +179,10 @@ def differences(results: Results) -> Figure:
 
 @_drawn("Training loss against step, one line per row", salt="curves")
 def learning_curves(results: Results) -> Figure:
-    """Draw the training loss of every row against the step: the mean over seeds, and their range where there are several."""
+    """Draw the training loss of every row against the step: the mean over seeds, and their range where there are several.
+
+    What is known of the model that a row starts from stands left of step 0.
+    """
     styles, names = row_styles(results), _names(results)
     figure = _figure(height=max(2.9, _legend_height(names)))
     axis = figure.subplots()
@@ -204,6 +207,13 @@ def learning_curves(results: Results) -> Figure:
             linewidth=1.5,
             label=name,
         )
+        if start := results["starts"].get(name):
+            before = [step - start["steps"] for step in start["curve"]["step"]]
+            axis.plot(
+                before, start["curve"]["loss"], color=styles[name].colour, linestyle=styles[name].line, linewidth=1.0
+            )
+    if results["starts"]:
+        axis.axvline(0, color=GREY, linewidth=0.8)
     axis.set_yscale("log")
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))

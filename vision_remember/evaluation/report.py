@@ -17,9 +17,12 @@ from vision_remember.evaluation.wording import (
     ends,
     gain_sentence,
     layout_sentence,
+    starts_sentence,
 )
 
 Results = Mapping[str, Any]
+
+PAIRS_AT_THE_TOP = 5
 
 
 def render_report(results: Results, specimens: Sequence[Specimen]) -> str:
@@ -53,7 +56,8 @@ def render_report(results: Results, specimens: Sequence[Specimen]) -> str:
             "Learning curves.",
             "Training loss per answer token, averaged over neighbouring steps"
             + ("; the band is the range over seeds." if len(_seeds(results)) > 1 else ".")
-            + " All rows saw the same samples in the same order.",
+            + " All rows saw the same samples in the same order."
+            + (" Left of zero: the stage before, whose model a row starts from." if results["starts"] else ""),
         ),
         *_pages(results, specimens),
         element("h2", "How it was measured"),
@@ -69,18 +73,31 @@ def _opening(results: Results) -> Markup:
     sentences = [
         f"{len(_names(results))} models, trained alike, read {_questions(results):,} questions on pages they had never seen."
     ]
-    if on_par := gains.keys() - results["apart"].keys():
-        best = max(sorted(on_par), key=lambda name: gains[name]["mean"])
-        gain, twin = gains[best], gains[best]["compressed"]
-        numbers += [
-            _number(summary["means"][twin]["value"], f"{twin}, {tokens[twin]} tokens"),
-            _number(summary["means"][best]["value"], f"{best}, {tokens[best]} tokens"),
-            _number(gain["mean"], f"of the loss recovered by {best}, 95 % interval {ends(gain['ci95'], percent=True)}"),
-        ]
+    averages = {title: one for title, one in summary["averages"].items() if one["mean"] is not None}
+    numbers += [
+        _number(
+            one["mean"],
+            f"of the loss recovered by {title}, mean of {len(one['rows'])} rows, 95 % interval {ends(one['ci95'], percent=True)}",
+        )
+        for title, one in averages.items()
+    ]
+    if on_par := [name for name in gains if name not in results["apart"]]:
+        first = on_par[0]  # of the recipe, not the best of the results
+        gain, twin = gains[first], gains[first]["compressed"]
+        if not averages:
+            spread = f"95 % interval {ends(gain['ci95'], percent=True)}"
+            numbers += [
+                _number(summary["means"][twin]["value"], f"{twin}, {tokens[twin]} tokens"),
+                _number(summary["means"][first]["value"], f"{first}, {tokens[first]} tokens"),
+                _number(gain["mean"], f"of the loss recovered by {first}, {spread}"),
+            ]
         sentences.append(
             f"Compressing a page from {tokens[reference]} to {tokens[twin]} vision tokens costs {twin} "
-            f"{100 * gain['lead']:.1f} points of exact match on fine detail; {best} wins back {100 * gain['mean']:.0f} % of that."
+            f"{100 * gain['lead']:.1f} points of exact match on fine detail; {first} wins back {100 * gain['mean']:.0f} % of that."
         )
+    sentences += [average_sentence(title, average) for title, average in averages.items()]
+    if len(summary["differences"]) <= PAIRS_AT_THE_TOP:
+        sentences += [difference_sentence(pair) for pair in summary["differences"]]
     sentences += [gain_sentence(name, gain) for name, gain in summary["recovered"].items() if gain["mean"] is None]
     return joined(
         (
@@ -193,6 +210,7 @@ def _method(results: Results) -> Markup:
     definitions = results["definitions"]
     pairs = [
         ("Held equal", results["held_equal"]),
+        *([("Trained before", starts_sentence(results["starts"]))] if results["starts"] else []),
         ("Seeds", ", ".join(map(str, _seeds(results)))),
         ("Pages", results["pages"]),
         ("Score", f"{definitions['value']}. Mean: {definitions['mean']}."),
@@ -206,6 +224,7 @@ def _method(results: Results) -> Markup:
         ("Prefill", definitions["prefill_ms"]),
         ("Prefill GFLOP", definitions["prefill_flops"]),
         ("Versions", ", ".join(f"{name} {number}" for name, number in results["versions"].items())),
+        ("Commit", results["commit"] or "not known: this package ran outside a checkout"),
     ]
     return joined((html.definitions(pairs), element("p", "The command:"), element("pre", results["command"])))
 

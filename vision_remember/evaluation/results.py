@@ -50,12 +50,15 @@ class TrainedRow:
         trainable_parameters: weights that were trained.
         train_seconds: time the training took.
         curve: `{"step": [...], "loss": [...]}`.
+        start: how the model it started from was trained, `{"checkpoint", "recipe", "seed", "steps", "samples", "curve"}`; None where it
+            does not say.
     """
 
     tokens: int
     trainable_parameters: int
     train_seconds: float
     curve: dict[str, list[float]]
+    start: dict[str, Any] | None = None
 
 
 def build_results(
@@ -96,6 +99,7 @@ def build_results(
             row.name: {str(seed): one.curve for (name, seed), one in trained.items() if name == row.name}
             for row in comparison.rows
         },
+        "starts": {name: one.start for (name, _), one in trained.items() if one.start},
     }
 
 

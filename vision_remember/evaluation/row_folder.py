@@ -9,7 +9,7 @@ finished.json        what training left behind; written last, so a row is finish
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,7 @@ from vision_remember.evaluation.results import TrainedRow
 from vision_remember.model.embedded import model_path
 from vision_remember.model.engine import Engine
 from vision_remember.training.recipe import Recipe
-from vision_remember.training.run_folder import SUMMARY, WATCHING
-
-CURVE_POINTS = 100
+from vision_remember.training.run_folder import HISTORY, SUMMARY, WATCHING, learning_curve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,23 +106,29 @@ class RowFolder:
             tokens=tokens,
             trainable_parameters=summary["trainable_parameters"],
             train_seconds=summary["train_seconds"],
-            curve=self._curve(),
+            curve=learning_curve(self.training),
         )
         write_json(self.path / "finished.json", asdict(trained))
 
     def trained(self) -> TrainedRow:
-        """Return what training left behind."""
-        return TrainedRow(**json.loads((self.path / "finished.json").read_text(encoding="utf-8")))
+        """Return what training left behind, and how the model that it started from was trained."""
+        left = json.loads((self.path / "finished.json").read_text(encoding="utf-8"))
+        return replace(TrainedRow(**left), start=self._start())
 
-    def _curve(self) -> dict[str, list[float]]:
-        """The training loss in at most 100 points, each the mean of neighbouring steps."""
-        lines = (self.training / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        points = [(line["step"], line["loss"]) for line in map(json.loads, lines)]
-        size = -(-len(points) // CURVE_POINTS)
-        groups = [points[start : start + size] for start in range(0, len(points), size)]
+    def _start(self) -> dict[str, Any] | None:
+        start = self.recipe.model.start
+        history = Path(model_path(start)) / HISTORY if start else None
+        if start is None or history is None or not history.is_file():
+            return None
+        state = json.loads(history.read_text(encoding="utf-8"))
+        logs = state["log_history"]
         return {
-            "step": [group[-1][0] for group in groups],
-            "loss": [sum(loss for _, loss in group) / len(group) for group in groups],
+            "checkpoint": start,
+            "recipe": state["recipe"],
+            "seed": state["seed"],
+            "steps": state["global_step"],
+            "samples": state["global_step"] * state["train_batch_size"],
+            "curve": {key: [log[key] for log in logs] for key in ("step", "loss")},
         }
 
 
@@ -141,7 +145,8 @@ def _weights(recipe: Recipe) -> dict[str, str]:
 
 def _digest(folder: Path) -> str:
     total = hashlib.sha256()
-    for file in sorted((*folder.glob("*.safetensors"), *folder.glob("*.json"))):
+    files = (file for file in (*folder.glob("*.safetensors"), *folder.glob("*.json")) if file.name != HISTORY)
+    for file in sorted(files):
         total.update(file.name.encode())
         with file.open("rb") as content:
             total.update(hashlib.file_digest(content, "sha256").digest())

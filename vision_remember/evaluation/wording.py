@@ -47,6 +47,16 @@ def apart_sentence(name: str, reason: str) -> str:
     return f"{name} stands apart: {reason}."
 
 
+def starts_sentence(starts: Mapping[str, Mapping[str, Any]]) -> str:
+    """Say what was trained before the comparison: rows whose starts were made alike are told together."""
+    alike: dict[str, list[str]] = {}
+    for name, start in starts.items():
+        how = f"{start['recipe']}, {start['steps']:,} steps, {start['samples']:,} samples, seed {start['seed']}"
+        alike.setdefault(how, []).append(name)
+    told = (how if len(alike) == 1 else f"{', '.join(names)}: {how}" for how, names in alike.items())
+    return f"{'; '.join(told)}. All seeds share these starts: no interval covers what another seed would have made of them."
+
+
 def ends(ci95: Sequence[float] | None, *, percent: bool = False) -> str:
     """Spell an interval, as a fraction or in per cent."""
     if ci95 is None:

@@ -2,7 +2,8 @@
 
 recipe.yaml      the resolved recipe            metrics.jsonl   one line per step
 run.json         versions, seed, data, parts    tensorboard/    event files, where asked for
-checkpoints/     see checkpoint.py              model/          the trained model; summary.json beside it
+checkpoints/     see checkpoint.py              model/          the trained model, and trainer_state.json: how it learned
+summary.json     what the training took
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from vision_remember.training.recipe import Recipe
 
 PACKAGES = ("accelerate", "numpy", "pillow", "safetensors", "tokenizers", "torch", "transformers")
 SUMMARY = "summary.json"
+HISTORY = "trainer_state.json"  # in the model's folder; the name and keys are those of transformers' Trainer
+CURVE_POINTS = 100
 STARTING = ("lock", "recipe.yaml.tmp")  # of a run killed before its recipe was written
 # Keys of the recipe that change how a run is watched, never what it computes.
 WATCHING = (
@@ -89,6 +92,30 @@ def prepare(folder: Path, recipe: Recipe, *, resume: bool) -> None:
 def is_finished(folder: Path) -> bool:
     """Whether the run has written its model and summary."""
     return (folder / "model").is_dir() and (folder / SUMMARY).exists()
+
+
+def learning_curve(folder: Path) -> dict[str, list[float]]:
+    """The training loss of a run as `{"step", "loss"}` in at most 100 points, each the mean of neighbouring steps."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    points = [(line["step"], line["loss"]) for line in map(json.loads, lines)]
+    size = -(-len(points) // CURVE_POINTS)
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    return {
+        "step": [group[-1][0] for group in groups],
+        "loss": [sum(loss for _, loss in group) / len(group) for group in groups],
+    }
+
+
+def history(folder: Path, recipe: Recipe) -> dict[str, Any]:
+    """What `trainer_state.json` holds, so that a model can say how it was trained wherever it is copied to."""
+    curve = learning_curve(folder)
+    return {
+        "recipe": recipe.name,
+        "seed": recipe.seed,
+        "global_step": recipe.training.steps,
+        "train_batch_size": recipe.training.batch_size * recipe.training.accumulation,
+        "log_history": [{"step": step, "loss": loss} for step, loss in zip(*curve.values(), strict=True)],
+    }
 
 
 def identify(folder: Path, facts: dict[str, Any]) -> None:

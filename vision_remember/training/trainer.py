@@ -120,13 +120,16 @@ def _run(recipe: Recipe, folder: Path, cache: FeatureCache) -> None:
     if (number := stopper.agreed()) is not None:
         raise TrainingInterrupted(number)
     seconds = {"seconds": trainer.elapsed, "features_seconds": features_seconds}
-    distributed.first(lambda: _finish(folder, model, processor, batches, metrics, **seconds))
+    distributed.first(lambda: _finish(folder, recipe, model, processor, batches, metrics, **seconds))
 
 
-def _finish(folder: Path, model, processor, batches: Batches, metrics: Metrics, **seconds: float) -> None:
+def _finish(
+    folder: Path, recipe: Recipe, model, processor, batches: Batches, metrics: Metrics, **seconds: float
+) -> None:
     def write(target: Path) -> None:
         model.save_pretrained(target)
         processor.save_pretrained(target)
+        checkpoint.write_json(target / run_folder.HISTORY, run_folder.history(folder, recipe))
 
     checkpoint.replace_folder(folder / "model", write)
     if batches.quarantine is not None:
