@@ -103,8 +103,12 @@ def test_every_parameter_learns_by_the_second_step(options):
         optimizer.zero_grad()
         both[1](hidden_states(), state_of(refusion)).square().sum().backward()
         optimizer.step()
-    for name, parameter in both.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    gradients = {name: parameter.grad.norm() for name, parameter in both.named_parameters()}
+    rounding = 1e-6 * max(gradients.values())
+    idle = {name for name, gradient in gradients.items() if gradient <= rounding}
+    assert idle == {
+        name for name in gradients if any(f"{part}." in f"{name}." for part in getattr(refusion, "idle", ()))
+    }
 
 
 @acting

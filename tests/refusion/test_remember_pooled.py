@@ -1,9 +1,11 @@
 """The control of remember's parameters: as many of them, and nothing to see inside a window."""
 
+import pytest
 import torch
 
 from tests.refusion.scene import BACKBONES, COARSE, FINE, build, features
 from vision_remember.geometry import VisionFeatures, gather_windows, windows
+from vision_remember.refusion import Backbones, build_refusion
 
 
 def shapes(name: str) -> dict[str, torch.Size]:
@@ -12,6 +14,17 @@ def shapes(name: str) -> dict[str, torch.Size]:
 
 def test_it_has_the_parameters_of_remember():
     assert shapes("remember_pooled") == shapes("remember")
+
+
+def test_a_wider_feed_forward_makes_up_for_what_is_idle():
+    """At the shapes of the tiny recipes: 128 wide, heads of 32, three levels of 128."""
+    widths = {"text_width": 128, "head_width": 32, "feature_width": 128}
+    tiny = Backbones(**widths, encoder_layers=6, decoder_layers=6, num_heads=4, num_kv_heads=4)
+    options = {"layers": [1], "levels": [1, 2, 3], "num_heads": 12, "num_kv_heads": 4}
+    plain = build_refusion({"type": "remember", **options}, tiny).insertion(1)
+    pooled = build_refusion({"type": "remember_pooled", **options, "ffn_ratio": 4.0}, tiny)
+    at_work = [p.numel() for name, p in pooled.insertion(1).named_parameters() if not name.startswith(pooled.idle)]
+    assert sum(at_work) == pytest.approx(sum(p.numel() for p in plain.parameters()), rel=0.002)
 
 
 def test_every_slot_of_a_window_holds_the_mean_of_its_patches():
