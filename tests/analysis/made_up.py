@@ -3,9 +3,11 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from vision_remember.analysis.measurement import DETAIL, MEAN, Characters, Measurement
 from vision_remember.analysis.recording import AS_IT_IS, MUTED
-from vision_remember.evaluation.bootstrap import Interval
+from vision_remember.evaluation.bootstrap import Floats, Interval
 from vision_remember.geometry import Grid
 
 TOKENS = Grid(4, 4)
@@ -15,13 +17,19 @@ def curve(*values: float) -> list[Interval]:
     return [Interval(value=value, low=value - 0.05, high=value + 0.05) for value in values]
 
 
+def draws(*values: float, spread: float = 0.05) -> list[Floats]:
+    """Resamples around each value, the same ones for all."""
+    return [np.linspace(value - spread, value + spread, 1001) for value in values]
+
+
 def measured(label: str = "one", tokens: Grid = TOKENS, **changes: Any) -> Measurement:
     """A model of two decoder layers with remember, some of its facts changed."""
     found = Characters(
         encoder=curve(0.99)[0],
         chance=curve(0.05)[0],
         read={AS_IT_IS: curve(0.3, 0.6), MUTED: curve(0.3, 0.2)},
-        regained=curve(0.0, 0.4),
+        muting=curve(0.0, 0.4),
+        resampled=draws(0.3, 0.6),
         lost=curve(0.69)[0],
         num_fitted=12,
         num_held_out=4,

@@ -1,13 +1,17 @@
 """The lines of the figures are the numbers of the measurements, in per cent where they say so, with a gap where there is no number."""
 
+import dataclasses
+
 import pytest
 
-from tests.analysis.made_up import measured
+from tests.analysis.made_up import curve, draws, measured
 from vision_remember.analysis import figures
 from vision_remember.analysis.recording import AS_IT_IS, MUTED
 from vision_remember.geometry import Grid
 
 ONE = measured()
+CHARACTERS = ONE.characters
+PLAIN = {"read": {AS_IT_IS: curve(0.1, 0.25)}, "resampled": draws(0.1, 0.25), "muting": None}
 TWO = [ONE, measured("two", Grid(6, 6))]
 
 
@@ -20,8 +24,15 @@ def test_probes_are_drawn_in_per_cent_and_gains_in_points() -> None:
     left, right = drawn.figure.axes
     assert [30, 60] in heights(left) and [30, 20] in heights(left)
     assert [0, 40] in heights(right)
-    assert {row["quantity"] for row in drawn.rows} == {"encoder", "chance", "read", "gained"}
+    assert {row["quantity"] for row in drawn.rows} == {"encoder", "chance", "read", "muting costs"}
     assert {row["layers_passed"] for row in drawn.rows if row["quantity"] == "chance"} == {""}
+
+
+def test_a_model_is_drawn_against_the_one_without_refusion() -> None:
+    plain = measured("plain", insertions=(), characters=dataclasses.replace(CHARACTERS, **PLAIN))
+    drawn = figures.characters([plain, ONE])
+    assert [20, 35] in heights(drawn.figure.axes[1])
+    assert "ahead of plain" in {row["quantity"] for row in drawn.rows}
 
 
 def test_insertions_are_marked_where_their_work_shows() -> None:

