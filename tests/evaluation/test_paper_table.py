@@ -25,16 +25,19 @@ def _write(path: Path, task: str, totals: dict, **options: object) -> None:
 
 def test_a_run_stands_beside_the_published_rows_and_every_cell_says_what_it_is(tmp_path: Path) -> None:
     _write(tmp_path / "mine" / "gqa", "gqa", {"accuracy": 61.25}, limit=50)
+    _write(tmp_path / "mine" / "mme", "mme", {"perception": 1200.0})
     found = paper_table(tmp_path)
     first = found["groups"][0]
     published = next(row for row in first["rows"] if row["name"] == "TokenPacker" and row["tokens"] == 144)
     assert published["cells"]["GQA"] == {"value": 61.8, "status": "published"}
     [mine] = [row for row in first["rows"] if row["name"] == "mine"]
     assert mine["tokens"] == 16
-    assert mine["cells"]["GQA"] == {"value": 61.25, "status": "measured here", "questions": 50, "limit": 50}
+    assert mine["cells"]["GQA"] == {"value": 61.25, "status": "measured here, in part", "questions": 50, "limit": 50}
     assert mine["cells"]["POPE"] == {"value": None, "status": "not run"}
     cells = [cell for group in found["groups"] for row in group["rows"] for cell in row["cells"].values()]
     assert {cell["status"] for cell in cells} == set(MARKS)
+    [also] = [row for row in found["groups"][1]["rows"] if row["name"] == "mine"]
+    assert (also["cells"]["MME-P"]["value"], also["cells"]["MME-C"]["value"]) == (1200.0, None)
     assert all((cell["value"] is None) == cell["status"].startswith("not ") for cell in cells)
 
 
@@ -42,7 +45,7 @@ def test_what_is_known_second_hand_is_marked(tmp_path: Path) -> None:
     rows = [
         row for group in paper_table(tmp_path)["groups"] for row in group["rows"] if row["name"] == "DeepSeek-VL-7B"
     ]
-    assert [row["cells"]["MMBench"]["status"] for row in rows] == ["published, unverified"]
+    assert [row["cells"]["MMBench"]["status"] for row in rows] == ["published, unverified"] * 2
 
 
 def test_without_runs_our_row_is_there_and_not_run(tmp_path: Path) -> None:
@@ -62,21 +65,25 @@ def test_the_claims_stand_beside_the_same_differences_of_our_comparisons(tmp_pat
             row["refusion"] = "deepstack"
     (tmp_path / "compare" / "results.json").write_text(json.dumps(results), encoding="utf-8")
     ours = paper_table(tmp_path)["claims"][1]
-    means = results["summary"]["means"]
     assert ours["status"] == "measured here" and "avg_pool + remember" in ours["ahead_of"]
-    difference = means["avg_pool + remember"]["value"] - means["avg_pool"]["value"]
-    assert ours["value"] == pytest.approx(100 * difference)
+    [pair] = results["summary"]["differences"]
+    assert ours["value"] == 100 * pair["difference"] and ours["ci95"] == [100 * end for end in pair["ci95"]]
+    assert f"{ours['value']:+.1f}" in _printed(paper_table(tmp_path))
 
 
 def test_people_see_marks_and_every_column_fits(tmp_path: Path) -> None:
     _write(tmp_path / "mine" / "gqa", "gqa", {"accuracy": 61.25})
-    file = io.StringIO()
-    Console(width=120, file=file).print(tables(paper_table(tmp_path)))
-    text = file.getvalue()
+    text = _printed(paper_table(tmp_path))
     assert "61.2 *" in text and "456 ?" in text and "1303" in text and "·" in text
     for group in paper_table(tmp_path)["groups"]:
         [head] = (line for line in text.splitlines() if line.split() == ["model", "tokens", *group["columns"]])
         assert len(head) <= 120
+
+
+def _printed(found: dict) -> str:
+    file = io.StringIO()
+    Console(width=120, file=file).print(tables(found))
+    return file.getvalue()
 
 
 def test_every_column_of_ours_is_a_total_of_a_benchmark() -> None:
@@ -90,9 +97,17 @@ def test_published_rows_fit_their_columns() -> None:
             assert len(row["scores"]) <= len(group["columns"]), row["name"]
 
 
-@pytest.mark.parametrize("name", ["scores.json", "results.json"])
-def test_a_file_of_another_make_is_named(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text("{}", encoding="utf-8")
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("scores.json", "{}"),
+        ("scores.json", '{"task": "x", "totals": {}, "questions": 1, "architecture": {"tokens": 1}}'),
+        ("results.json", "{}"),
+        ("results.json", '{"rows": [{"name": "a"}], "summary": {"differences": [{"row": "a", "other": "a"}]}}'),
+    ],
+)
+def test_a_file_of_another_make_is_named(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=f"{name} lacks"):
         paper_table(tmp_path)
     with pytest.raises(ValueError, match="no folder"):

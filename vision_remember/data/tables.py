@@ -78,6 +78,11 @@ class Row:
             raise ValueError(f"{self.where}: {' or '.join(names)} is empty: take the split that has gold answers")
         return tuple(str(item["answer"] if isinstance(item, dict) else item) for item in listed)
 
+    def first(self, *names: str) -> str:
+        """The first item of a list column, or a single value as it is written, brackets included."""
+        value = self.find(*names)
+        return self.texts(*names)[0] if isinstance(value, list) else self.text(*names)
+
     def identity(self, *names: str) -> str:
         """What the first of these columns calls the row, or else its number."""
         return str(self.number) if (found := self.find(*names)) is None else str(found)

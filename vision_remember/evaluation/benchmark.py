@@ -38,6 +38,10 @@ class LocalCopy:
     path: str
     limit: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit is at least 1, got {self.limit}; leave it out for all questions")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Item:

@@ -1,13 +1,13 @@
 """`vision-remember paper-table`: published figures and our own runs side by side, every cell marked with where it comes from.
 
 A cell is *published* (the source said so), *published, unverified* (known second hand), *measured here* (read from the `scores.json` of a
-run, never typed), *not published* or *not run*. Published figures stand in `published.yaml`; runs are found below a folder.
+run, never typed), *measured here, in part* (on its first questions only), *not published* or *not run*. Published figures stand in
+`published.yaml`; runs are found below a folder.
 
 Published figures come from other prompts, splits and judges than ours (`docs/benchmarks.md`): read a row, not a difference of half a point.
 """
 
 import json
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ MARKS = {
     "published": "",
     "published, unverified": " ?",
     "measured here": " *",
+    "measured here, in part": " +",
     "not published": "-",
     "not run": "·",
 }
@@ -37,7 +38,8 @@ def paper_table(runs: str | Path) -> dict[str, Any]:
 
     Returns:
         `{"groups": [{"title", "columns", "rows": [{"name", "tokens", "source", "cells": {column: cell}}]}], "claims": [...]}`; a cell is
-        `{"value", "status"}`, a measured one also has `"questions"` and `"limit"`.
+        `{"value", "status"}`, a measured one also has `"questions"` and `"limit"`. A claim is `{"ahead_of", "value", "ci95", "status",
+        "where"}`; ours are about the fine families of a comparison of synthetic pages, the paper's about its benchmarks.
 
     Raises:
         ValueError: no such folder, or a scores file that is not ours.
@@ -56,12 +58,16 @@ def tables(found: Mapping[str, Any]) -> Group:
     """What `paper_table` found, for people."""
     parts: list[Table | Text] = [_table(group) for group in found["groups"]]
     claims = Table(title="points that remember is ahead", title_justify="left", box=box.SIMPLE_HEAD)
-    for head in ("of", "points", "status", "where"):
-        claims.add_column(head, justify="right" if head == "points" else "left", overflow="fold")
+    for head in ("of", "points", "95 %", "status", "where"):
+        claims.add_column(head, justify="right" if head in ("points", "95 %") else "left", overflow="fold")
     for claim in found["claims"]:
         points = "" if claim["value"] is None else f"{claim['value']:+.1f}"
-        claims.add_row(claim["ahead_of"], points, claim["status"], claim["where"])
-    marks = "* measured here; · not run; ? published, known second hand only; - not published; all other figures as published"
+        spread = "" if claim["ci95"] is None else "{:+.1f} to {:+.1f}".format(*claim["ci95"])
+        claims.add_row(claim["ahead_of"], points, spread, claim["status"], claim["where"])
+    marks = (
+        "* measured here; + on the first questions only; · not run; ? published, known second hand only; - not published; all "
+        "other figures as published. Points: the paper's over its benchmarks, ours over the fine families of synthetic pages"
+    )
     return Group(*parts, claims, Text(marks, style="dim"))
 
 
@@ -80,7 +86,7 @@ def _shown(cell: Mapping[str, Any]) -> Text:
     if cell["value"] is None:
         return Text(MARKS[cell["status"]], style="dim")
     number = f"{cell['value']:.0f}" if abs(cell["value"]) >= 200 else f"{cell['value']:.1f}"
-    return Text(number + MARKS[cell["status"]], style="bold" if cell["status"] == "measured here" else "")
+    return Text(number + MARKS[cell["status"]], style="bold" if cell["status"].startswith("measured") else "")
 
 
 def _group(group: Mapping[str, Any], measured: Mapping[str, Row]) -> dict[str, Any]:
@@ -107,30 +113,35 @@ def _measured(runs: Path, columns: Mapping[str, Sequence[str]]) -> dict[str, Row
     """{run: row} of every folder with scores of benchmarks; one row of `not run` where there is none."""
     found: dict[str, Row] = {}
     for path in sorted(runs.rglob("scores.json")):
-        scores = _read(path, "task", "totals", "questions", "architecture")
-        task = scores["task"]["type"]
+        scores = _read(path, {"task": ["type"], "totals": [], "questions": None, "architecture": ["tokens"]})
+        task, limit = scores["task"]["type"], scores["task"].get("limit")
         folder = path.parent.parent if path.parent.name == task else path.parent
         name = str(folder.relative_to(runs)) if folder != runs else runs.name
         for column, (of_task, total) in columns.items():
-            if of_task == task:
+            if of_task == task and total in scores["totals"]:
                 row = found.setdefault(
                     name, {"tokens": scores["architecture"]["tokens"], "source": str(path), "cells": {}}
                 )
                 row["cells"][column] = {
                     "value": scores["totals"][total],
-                    "status": "measured here",
+                    "status": "measured here" if limit is None else "measured here, in part",
                     "questions": scores["questions"],
-                    "limit": scores["task"].get("limit"),
+                    "limit": limit,
                 }
     return found or {f"ours (no run in {runs})": {"tokens": None, "source": str(runs), "cells": {}}}
 
 
-def _read(path: Path, *keys: str) -> dict[str, Any]:
+def _read(path: Path, keys: Mapping[str, Sequence[str] | None]) -> dict[str, Any]:
+    """The object of a file that has these keys; those that do not stand for None are objects with keys of their own."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}): make it again, or move it away") from None
-    if not (isinstance(content, dict) and content.keys() >= set(keys)):
+    if not isinstance(content, dict) or any(
+        key not in content
+        or (own is not None and not (isinstance(content[key], dict) and content[key].keys() >= set(own)))
+        for key, own in keys.items()
+    ):
         raise ValueError(
             f"{path} lacks {', '.join(keys)}: this version did not write it; make it again, or move it away"
         )
@@ -140,29 +151,36 @@ def _read(path: Path, *keys: str) -> dict[str, Any]:
 def _claims(published: Mapping[str, Any], runs: Path) -> list[dict[str, Any]]:
     """Every claim of the paper, and below it the same difference in each comparison of ours."""
     claims, status = [], "published" if published["claims"]["read"] == "source" else "published, unverified"
-    comparisons = {path: _read(path, "rows", "summary") for path in sorted(runs.rglob("results.json"))}
+    shape = {"rows": None, "summary": ["differences"]}
+    comparisons = {path: _read(path, shape) for path in sorted(runs.rglob("results.json"))}
     for claim in published["claims"]["ahead_of"]:
         rival = claim.get("refusion") or claim["projector"]
-        about = {"ahead_of": rival, "value": claim["points"], "status": status, "where": published["claims"]["source"]}
-        claims.append(about)
+        about = {"ahead_of": rival, "value": claim["points"], "ci95": None, "status": status}
+        claims.append({**about, "where": published["claims"]["source"]})
         ours = [
-            {"ahead_of": names, "value": points, "status": "measured here", "where": str(path)}
+            {**measured, "status": "measured here", "where": str(path)}
             for path, results in comparisons.items()
-            for names, points in _differences(results, claim)
+            for measured in _differences(results, claim, path)
         ]
-        claims += ours or [{"ahead_of": rival, "value": None, "status": "not run", "where": str(runs)}]
+        claims += ours or [{"ahead_of": rival, "value": None, "ci95": None, "status": "not run", "where": str(runs)}]
     return claims
 
 
-def _differences(results: Mapping[str, Any], claim: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Yield (rows, points) of every pair in a comparison: remember minus the rival, all else equal, mean of the fine families."""
-    rows = {row["name"]: row for row in reversed(results["rows"])}
-    twins: defaultdict[str, list[Row]] = defaultdict(list)
-    for row in rows.values():
-        twins[json.dumps([row["projector_options"], row["overrides"]], sort_keys=True)].append(row)
-    for same in twins.values():
-        rivals = [row for row in same if row["refusion"] == claim.get("refusion", "none")]
-        for rival in (row for row in rivals if claim.get("projector") in (None, row["projector"])):
-            for ours in (row for row in same if row["refusion"] == "remember"):
-                mine, other = (results["summary"]["means"][row["name"]]["value"] for row in (ours, rival))
-                yield f"{rival['name']}, by {ours['name']}", 100 * (mine - other)
+def _differences(results: Mapping[str, Any], claim: Mapping[str, Any], path: Path) -> Iterator[dict[str, Any]]:
+    """Yield what a comparison says of its named pairs of remember and this rival with equal projectors, in points."""
+    try:
+        rows = {row["name"]: row for row in reversed(results["rows"])}
+        for pair in results["summary"]["differences"]:
+            ours, rival = rows[pair["row"]], rows[pair["other"]]
+            same = all(ours[key] == rival[key] for key in ("projector_options", "overrides"))
+            is_rival = rival["refusion"] == claim.get("refusion", "none") and claim.get("projector") in (
+                None,
+                rival["projector"],
+            )
+            if same and is_rival and ours["refusion"] == "remember":
+                points, *spread = (100 * value for value in (pair["difference"], *pair["ci95"]))
+                yield {"ahead_of": f"{rival['name']}, by {ours['name']}", "value": points, "ci95": spread}
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} lacks {error}: this version did not write it; make it again, or move it away"
+        ) from None

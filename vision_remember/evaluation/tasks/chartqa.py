@@ -50,6 +50,6 @@ def _item(row: Row) -> Item:
         page=row.page or identity,
         family=str(row.find("type", "split") or "all").removesuffix("_test"),
         text=row.text("question", "query") + "\nAnswer the question with a single word.",
-        answers=row.texts("answer", "label")[:1],
+        answers=(row.first("answer", "label"),),
         picture=row.image,
     )

@@ -24,9 +24,16 @@ def lettered(options: Sequence[str]) -> list[str]:
 
 
 def right_letter(row: Row) -> str:
-    """Return the letter of a row's right choice, which may be written as its number from 0."""
-    answer = row.text("answer").strip()
-    return string.ascii_uppercase[int(answer)] if answer.isdigit() else answer.upper()
+    """Return the letter of a row's right choice, which may be written as its number from 0; choices may stand in the question.
+
+    Raises:
+        ValueError: the row has no such choice.
+    """
+    answer, letters = row.text("answer").strip(), string.ascii_uppercase[: len(row.options) or None]
+    letter = answer.upper() if not answer.isdecimal() else letters[int(answer) :][:1]
+    if len(letter) != 1 or letter not in letters:
+        raise ValueError(f"{row.where}: the answer is {answer!r}, the choices are {', '.join(letters)}: mend the row")
+    return letter
 
 
 def chosen_letter(answer: str, letters: Sequence[str]) -> str:

@@ -24,8 +24,15 @@ Config = LocalCopy
 
 
 def questions(config: LocalCopy) -> list[Item]:
-    """Return the questions in order, copies included; families are the abilities."""
-    return read_items(config, "dev", _item)
+    """Return the questions in order, copies included; families are the abilities.
+
+    Raises:
+        ValueError: there are copies alone.
+    """
+    items = read_items(config, "dev", _item)
+    if all(int(item.id) >= ROTATIONS for item in items):
+        raise ValueError(f"MMBench: no question of {len(items)} has an index below {ROTATIONS:,}; copy all rows")
+    return items
 
 
 def score(prediction: str, item: Item) -> float:
@@ -41,8 +48,6 @@ def totals(scored: Sequence[Scored]) -> dict[str, float]:
     for one in scored:
         rotations[one.page].append(one.score)
     first = [one.score for one in scored if int(one.id) < ROTATIONS]
-    if not first:
-        raise ValueError(f"MMBench: no question of {len(scored)} has an index below {ROTATIONS:,}; copy all rows")
     circular = sum(min(values) for values in rotations.values()) / len(rotations)
     return {"circular": 100 * circular, "once": 100 * sum(first) / len(first)}
 
@@ -67,7 +72,9 @@ def lone_choice(answer: str, choices: Mapping[str, str]) -> str:
 def _item(row: Row) -> Item:
     choices = dict(zip(LETTERS, row.options, strict=False))
     asked = " ".join(filter(None, (row.find("hint"), row.text("question"), "There are several options:")))
-    number = int(row.text("index"))
+    number = int(index) if (index := row.text("index")).isdecimal() else None
+    if number is None:
+        raise ValueError(f"{row.where}: index {index!r} is no number: copy the file again")
     return Item(
         id=str(number),
         page=str(number % ROTATIONS),

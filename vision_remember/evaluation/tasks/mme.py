@@ -7,7 +7,7 @@ yes or no in its first four letters.
 Source: Fu et al., "MME" (arXiv 2306.13394); `lmms_eval.tasks.mme.utils`, split test.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from vision_remember.data.tables import Row
@@ -20,8 +20,18 @@ Config = LocalCopy
 
 
 def questions(config: LocalCopy) -> list[Item]:
-    """Return the questions in order; families are the kinds of question."""
-    return read_items(config, "test", _item)
+    """Return the questions in order; families are the kinds of question.
+
+    Raises:
+        ValueError: a picture has another number of questions than two.
+    """
+    items = read_items(config, "test", _item)
+    for page, count in Counter(item.page for item in items).items():
+        if count != 2:
+            raise ValueError(
+                f"MME asks two questions about {page}, {count} were read; give an even limit, or copy all rows"
+            )
+    return items
 
 
 def score(prediction: str, item: Item) -> float:
@@ -30,24 +40,17 @@ def score(prediction: str, item: Item) -> float:
 
 
 def totals(scored: Sequence[Scored]) -> dict[str, float]:
-    """Return perception and cognition in points, and the points of every kind.
-
-    Raises:
-        ValueError: a picture has another number of questions than two.
-    """
+    """Return perception and cognition in points, as far as kinds of theirs were asked, and the points of every kind."""
     pictures: defaultdict[str, defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for one in scored:
         pictures[one.family][one.page].append(one.score)
     points = {}
     for family, scores in sorted(pictures.items()):
-        for page, pair in scores.items():
-            if len(pair) != 2:
-                raise ValueError(
-                    f"MME asks two questions about {page}, {len(pair)} were read; give an even limit, or copy all rows"
-                )
         points[family] = sum(50 * sum(pair) + 100 * (sum(pair) == 2) for pair in scores.values()) / len(scores)
-    sums = [sum(points[family] for family in points if (family in COGNITION) is wanted) for wanted in (False, True)]
-    return {"perception": sums[0], "cognition": sums[1], **points}
+    parts: defaultdict[str, list[float]] = defaultdict(list)
+    for family, value in points.items():
+        parts["cognition" if family in COGNITION else "perception"].append(value)
+    return {part: sum(parts[part]) for part in ("perception", "cognition") if part in parts} | points
 
 
 def _word(text: str) -> str:
