@@ -1,8 +1,9 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, CLIPConfig, CLIPModel, CLIPVisionModel
+from transformers import AutoModelForCausalLM, CLIPConfig, CLIPModel, CLIPVisionModel, LlamaForCausalLM
 
+from tests.llava import build_pieces
 from tests.model.conftest import AVG_POOL, NONE, V1
 from tests.tiny import save_encoder, save_language_model
 from vision_remember.model import VisionRememberForConditionalGeneration, VisionRememberProcessor
@@ -18,6 +19,28 @@ def test_a_missing_image_token_is_added_with_the_mean_embedding(backbones, build
     assert torch.equal(new[: len(old)], old)
     assert torch.equal(new[-1], old.mean(0))
     assert model.lm_head.weight is new  # tied, as in the backbone
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("num_spare", [0, 5])
+def test_without_chatml_in_the_vocabulary_placeholders_are_still_known_by_their_embedding(tmp_path, tied, num_spare):
+    tokenizer = build_pieces(is_legacy=True)
+    size = len(tokenizer)
+    folder = save_language_model(tmp_path, "llama", tied=tied, tokenizer=tokenizer)
+    causal_lm = LlamaForCausalLM.from_pretrained(folder)
+    causal_lm.resize_token_embeddings(size + num_spare, mean_resizing=False)  # rows that no token has, as in real LMs
+    causal_lm.get_input_embeddings().weight.data[size:] = causal_lm.get_output_embeddings().weight.data[size:] = 0
+    causal_lm.save_pretrained(folder)
+    encoder = save_encoder(tmp_path / "clip")
+    model = from_backbones(encoder, folder, projector=AVG_POOL, refusion=V1)
+    processor = VisionRememberProcessor.from_backbones(encoder, folder, model.config)
+    words = torch.arange(3, 40)[None]
+    assert torch.equal(model(words).logits[..., :size], causal_lm(words).logits[..., :size])
+    inputs = dict(processor(text="What?", images=[_red()]))
+    for dtype in (torch.float32, torch.bfloat16):
+        expected = model.to(dtype)(**inputs).logits
+        embeds = model.get_input_embeddings()(inputs["input_ids"])
+        assert torch.equal(model(**inputs | {"input_ids": None, "inputs_embeds": embeds}).logits, expected)
 
 
 @pytest.mark.parametrize(("vision", "prefix"), [("clip", 1), ("siglip", 0)])

@@ -7,8 +7,10 @@ import pytest
 import torch
 from transformers import CompileConfig, DynamicCache, StaticCache
 
-from tests.model.conftest import METHODS, MIXED, V2, ask, page, stir
+from tests.model.conftest import METHODS, MIXED, V1, V2, ask, page, stir
+from tests.model.hosts import build_host, prompts
 from tests.model.test_generation_ways import FASTV, PROMPT, assert_same, greedy
+from vision_remember import attach
 
 TOLERANCE = 1e-5  # float32 sums in another order: inside a graph the decoder's mask is made in another way
 # Tracing takes seconds: by default the method with all there is, the others when slow.
@@ -99,3 +101,10 @@ def test_a_decode_step_on_a_static_cache_is_one_graph(build, processor):
         model(**inputs, past_key_values=cache, use_cache=True)
         found.append(forward(input_ids=torch.full((3, 1), 7), past_key_values=cache, use_cache=True).logits)
     assert (found[0] - found[1]).abs().max() <= TOLERANCE
+
+
+@torch.no_grad()
+def test_a_prefill_of_an_attached_llava_is_one_graph():
+    model = attach(build_host("llava"), refusion=V1 | {"zero_init": False})
+    inputs = prompts(model, "llava", [[(40, 50)], [], [(64, 20), (33, 33)]])
+    assert (compiled(model)(**inputs).logits - model(**inputs).logits).abs().max() <= TOLERANCE

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache, pipeline
 
 from tests.model.conftest import METHODS, MIXED, V1, V2, answered, ask, page, stir
 
@@ -130,6 +130,23 @@ def test_a_chunk_that_cuts_the_guiding_turn_is_refused(build, processor):
     end = inputs["input_ids"][0].tolist().index(processor.image_token_id) + 5
     with pytest.raises(ValueError, match="stands apart from the opening or the end of its user turn"):
         greedy(stir(build(V2)), inputs, prefill_chunk_size=end)
+
+
+@torch.no_grad()
+def test_with_guidance_a_cached_image_answers_the_question_it_was_read_with(build, processor):
+    model = stir(build(V2))
+    first, second = (
+        processor.apply_chat_template(ask(text, page(1)), **PROMPT) for text in ("What is the total?", "Which colour?")
+    )
+    end = first["input_ids"][0].tolist().index(processor.image_token_id) + 4
+    image = {"input_ids": second["input_ids"][:, :end], "pixel_values": second["pixel_values"]}
+    with pytest.raises(ValueError, match="stands apart from the opening or the end of its user turn"):
+        model(**image, use_cache=True)
+    cache = DynamicCache(config=model.config.text_config)
+    model(**first, past_key_values=cache, use_cache=True)
+    cache.crop(end - cache.get_seq_length())  # the caller's own doing, which the second call cannot see
+    reused = model(input_ids=second["input_ids"][:, end:], past_key_values=cache, use_cache=True).logits[:, -1]
+    assert (reused - model(**second).logits[:, -1]).abs().max() > 1e-3
 
 
 def test_the_pipeline_answers(build, processor, tmp_path):

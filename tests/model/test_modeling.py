@@ -3,9 +3,11 @@ import dataclasses
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, DynamicCache
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, DynamicCache
 
-from tests.model.conftest import METHODS, NONE, V1, V2, answered, ask, page, stir
+from tests.model.conftest import AVG_POOL, METHODS, NONE, V1, V2, answered, ask, page, stir
+from tests.tiny import save_encoder, save_language_model
 from vision_remember.model import VisionRememberForConditionalGeneration
 
 CHATS = [answered("What is the total?", "42 euros", page(1)), answered("Compare", "Equal", page(2), page(3))]
@@ -262,6 +264,22 @@ def test_a_saved_model_loads_to_the_same_logits_through_the_auto_classes(build, 
     assert type(again) is VisionRememberForConditionalGeneration
     assert again.config.to_dict() == AutoConfig.from_pretrained(tmp_path).to_dict()
     assert torch.equal(again(**batch).logits, model(**batch).logits)
+
+
+def test_the_model_without_head_reads_a_whole_checkpoint_and_passes_over_the_head_alone(tmp_path):
+    backbones = save_encoder(tmp_path / "clip"), save_language_model(tmp_path / "llama", "llama", tied=False)
+    model = VisionRememberForConditionalGeneration.from_backbones(*backbones, projector=AVG_POOL, refusion=V1)
+    model.save_pretrained(tmp_path)
+    headless, ids = AutoModel.from_pretrained(tmp_path), torch.arange(9)[None]
+    assert torch.equal(headless(ids).last_hidden_state, model.model(ids).last_hidden_state)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({**weights, "lm_head.bias": torch.zeros(3)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    AutoModel.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"1 unexpected keys in the weights, first lm_head\.bias"):
+        VisionRememberForConditionalGeneration.from_pretrained(tmp_path)
+    save_file({**weights, "lm_heads": torch.zeros(3)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="1 unexpected keys in the weights, first lm_heads"):
+        AutoModel.from_pretrained(tmp_path)
 
 
 def test_weights_of_another_architecture_are_refused(build, tmp_path):

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from PIL import Image
@@ -46,6 +48,9 @@ def test_a_start_model_without_re_fusion_gets_a_fresh_one_and_says_the_same(reci
     processor.save_pretrained(tmp_path / "start")
     after, _ = build_model(load_recipe(recipe_file, [f"model.checkpoint={tmp_path / 'start'}"]))
     assert after.config.refusion["type"] == "remember" and after.parts()["refusion"]
+    after.save_pretrained(tmp_path / "after")
+    stops = [json.loads((tmp_path / name / "generation_config.json").read_text()) for name in ("start", "after")]
+    assert stops[0] == stops[1] and {"eos_token_id", "suppress_tokens"} <= stops[0].keys()
     inputs = processor(text=[processor.image_token], images=[Image.new("RGB", (48, 48), "red")], return_tensors="pt")
     with torch.no_grad():
         assert torch.equal(before(**inputs).logits, after(**inputs).logits)

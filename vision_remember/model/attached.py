@@ -140,12 +140,16 @@ class _Attached:
                 f"images with {given} vision tokens, {counts} expected; give image_sizes as the processor made them"
             )
         memory = pack(self.refusion.memory(features, self.token_grid))
-        # A row of zeros at the end, which tokens without a patch find at -1; its count of 0 says that it is none.
+        # A row of zeros at the end, which tokens without a patch find at -1.
         tables = [nn.functional.pad(torch.cat(tensors), (0, 0, 0, 1)) for tensors in memory]
+        rows = [[table[owner.to(table.device)] for owner in owners] for table in tables]
+        if isinstance(self, LlavaNextModel) or len(owners[0]) > self.token_grid.num_cells:
+            # Some tokens own no patch. Which ones is a third list that the others lack, so that nothing of theirs waits for data.
+            rows.append([(owner >= 0)[:, None].to(tables[0].device) for owner in owners])
         return VisionRememberImageFeatures(
             last_hidden_state=outputs.last_hidden_state,
             pooler_output=list(outputs.pooler_output),
-            deepstack_features=[[table[owner.to(table.device)] for owner in owners] for table in tables],
+            deepstack_features=rows,
         )
 
     def forward(
@@ -196,12 +200,13 @@ class _Attached:
         # Beside ids, the mask asks embeddings for nothing but their width.
         embeds = self.get_input_embeddings().weight if inputs_embeds is None else inputs_embeds
         mask = self.get_placeholder_mask(input_ids, embeds, tokens).squeeze(-1)
-        rows, facts = (torch.cat(list(tensors)) for tensors in image.deepstack_features)
-        owns = facts[:, -1] > 0
-        without = flat_positions(mask, len(owns))[~owns.to(mask.device)]
-        mask = mask.flatten().index_fill(0, without, False).view_as(mask)
-        kept = VisionRememberImageFeatures(deepstack_features=[[rows[owns]], [facts[owns]]])
-        return state_of_chunk(self, kept, mask, input_ids)
+        rows, facts, *owned = (torch.cat(list(tensors)) for tensors in image.deepstack_features)
+        if owned:
+            owns = owned[0].squeeze(-1)
+            without = flat_positions(mask, len(owns))[~owns.to(mask.device)]
+            mask = mask.flatten().index_fill(0, without, False).view_as(mask)
+            rows, facts = rows[owns], facts[owns]
+        return state_of_chunk(self, VisionRememberImageFeatures(deepstack_features=[[rows], [facts]]), mask, input_ids)
 
 
 class _Saving:

@@ -25,6 +25,7 @@ from vision_remember.model.embedded import model_path
 from vision_remember.model.encoder import count_prefix_tokens
 
 SAME_LOGITS = 1e-4  # float32 rounding of one more column block in the head; another rule for logits differs by far more
+SET_APART = 1 + 2**-6  # so much that no rounding to bfloat16 takes it back
 EMBEDDED_AT_ONCE = 8192  # rows of the embedding that are measured together
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -53,7 +54,7 @@ def assemble(
 
     Returns:
         A float32 model in eval mode. The image token (and the chat tokens the tokenizer lacks) have been added; embeddings that did not
-        exist are the mean of the others.
+        exist are the mean of the others, and the image token's is set apart from those of the chat tokens.
 
     Raises:
         ValueError: The backbones cannot be joined; says why.
@@ -69,6 +70,7 @@ def assemble(
     _copy_language_model(model, causal_lm)
     config.vision_token_rms = _token_rms(causal_lm)
     _check_text_path(model, causal_lm)
+    _set_placeholder_apart(model)
     eos = causal_lm.generation_config.eos_token_id
     model.generation_config = GenerationConfig(
         eos_token_id=list(dict.fromkeys([template.end_id, *(eos if isinstance(eos, list) else [eos] if eos else [])])),
@@ -155,6 +157,15 @@ def _copy_language_model(model: PreTrainedModel, causal_lm: PreTrainedModel) -> 
 def _grown(weight: Tensor, num_rows: int) -> Tensor:
     """The matrix, or bias, with rows appended up to `num_rows`, each the mean of the rows there were."""
     return torch.cat([weight, weight.mean(0, keepdim=True).expand(num_rows - len(weight), *weight.shape[1:])])
+
+
+@torch.no_grad()
+def _set_placeholder_apart(model: PreTrainedModel) -> None:
+    """In `inputs_embeds` a placeholder is known by its embedding, whose values vision tokens always replace: no chat token may share it."""
+    config, embedding = model.config, model.get_input_embeddings().weight
+    turns = embedding[[config.turn_start_token_id, config.turn_end_token_id]]
+    if (embedding[config.image_token_id] == turns).all(-1).any():
+        embedding[config.image_token_id] = embedding.mean(0) * SET_APART
 
 
 @torch.no_grad()

@@ -28,6 +28,8 @@ from vision_remember.model.shortening import shortening_of_chunk
 from vision_remember.projectors import check_windows
 from vision_remember.refusion.attach import attach
 
+HEAD = r"^lm_head\."  # names of the head's weights
+
 
 class VisionRememberModel(VisionRememberPreTrainedModel):
     """Encoder, projector, re-fusion and decoder, without the LM head.
@@ -40,6 +42,8 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
         encoder_level_indices: Encoder hidden states that projector and re-fusion read, ascending; the order of `encode`.
         pixel_shape: Shape of the pixels of one image.
     """
+
+    _keys_to_ignore_on_load_unexpected = [HEAD]  # this class reads whole checkpoints, too
 
     def __init__(self, config: VisionRememberConfig):
         super().__init__(config)

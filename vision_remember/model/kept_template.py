@@ -1,12 +1,14 @@
-"""Another model's own chat template, kept when its checkpoint is converted: the ids of `transformers`, and still no forged slot or role.
+"""Another model's own chat template, kept when its checkpoint is converted: the ids of `transformers`, and still no forged control token.
 
 A Jinja template writes one string in which the control tokens of the template and the words of a user look alike. To tell them apart the
 conversation is rendered twice, once with a mark in place of every text; what stands between the marks is the template's own. The string
 is then encoded as `transformers` encodes it, so the ids are the same. Where a control token came out of a user's words, the pieces
-between the template's own control tokens are encoded again by a tokenizer that knows no control token.
+between the template's own control tokens are encoded again by a tokenizer that knows no control token. Where a template marks a role with
+plain words (Vicuna's `USER:`, Mistral's `[INST]`), no rule about ids tells them from the same words of a user.
 
-One liberty is taken. LLaVA's data layout writes a line break between images and words, and LLaVA's templates write it too; where the
-template does, a line break that opens the text after an image is left out instead of doubled.
+Two liberties are taken. LLaVA's data layout writes a line break between images and words, and LLaVA's templates write it too; where the
+template does, a line break that opens the text after an image is left out instead of doubled. And where the template lets a finished
+conversation end with the assistant's words (Vicuna's), they are followed by the end token, as in LLaVA's own training; a prompt never is.
 """
 
 import re
@@ -93,6 +95,8 @@ class KeptTemplate:
                 f"the chat template leaves out {texts[min(unsaid)][0]!r}; such a turn has no place in this model's prompts"
             )
         said = [(start, end) for start, end, number in spans if texts[number][1]]
+        if said and not any(options.values()) and not rendered[(end := said[-1][1]) :].strip():
+            rendered = rendered[:end] + self._tokenizer.eos_token  # without an end, no model learns to stop
         pieces = self._pieces(rendered, [(start, end) for start, end, _ in spans])
         if (found := sum(piece.id == self.image_token_id for piece in pieces)) != num_images:
             raise ValueError(f"the chat template places {found} of the {num_images} images of this conversation")

@@ -15,7 +15,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 
 from vision_remember.model.backbones import assemble
-from vision_remember.model.base import VisionRememberModel
+from vision_remember.model.base import HEAD, VisionRememberModel
 from vision_remember.model.batch import IGNORED_LABEL
 from vision_remember.model.causal_lm import LogitRule
 from vision_remember.model.configuration import VisionRememberConfig
@@ -42,6 +42,7 @@ class VisionRememberForConditionalGeneration(VisionRememberPreTrainedModel, Gene
             config.text_config.hidden_size, config.text_config.vocab_size, bias=self._finish_logits.has_bias
         )
         self.post_init()
+        self._keys_to_ignore_on_load_unexpected.discard(HEAD)  # inherited from the part without a head
 
     @classmethod
     def from_backbones(

@@ -57,6 +57,7 @@ def _with_refusion(
     added = {name for name, _ in fresh.parts()["refusion"]}
     missing, unexpected = fresh.load_state_dict(model.state_dict(), strict=False)
     assert not unexpected and set(missing) <= added, (missing, unexpected)
+    fresh.generation_config = model.generation_config
     return fresh
 
 
