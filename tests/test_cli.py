@@ -201,6 +201,8 @@ def test_data_is_made_shown_and_checked(tmp_path: Path) -> None:
         ("compare absent.yaml --out {tmp}/out", "absent.yaml"),
         ("evaluate count=2 --task reading", "reading"),
         ("evaluate count", "count"),
+        ("evaluate count={{", "'count={': write it as key=value, with a value in YAML"),
+        ("convert {tmp} {tmp}/converted --refusion {{type:remember", "'{type:remember': write it as NAME or"),
         ("data make --out {tmp}/out --count 1 --family poem", "poem"),
         ("data make --out {tmp}/out --count 1 --split exam", "exam"),
         ("data show {tmp}/absent", "absent"),

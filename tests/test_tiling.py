@@ -1,5 +1,6 @@
 """Any resolution: counts and choices against transformers and the original rule over random sizes, and where every token comes from."""
 
+import random
 from types import SimpleNamespace
 
 import pytest
@@ -34,6 +35,50 @@ def tiling(grid: Grid, *, rule: str = "transformers", pinpoints=PINPOINTS, is_se
 @given(st.one_of(sizes, strips), st.sampled_from([PINPOINTS, GRIDS, GRIDS[::-1]]))
 def test_the_choice_is_that_of_transformers(size, pinpoints):
     assert best_resolution(size, pinpoints) == select_best_resolution(size, pinpoints)
+
+
+MIRRORED = (*GRIDS[:5], (336, 1344), (1344, 336))
+
+
+def originals_choice(size, pinpoints):
+    """LLaVA-NeXT's `select_best_resolution` (`llava/mm_utils.py`), sides as (width, height), with what it keeps and wastes of each."""
+    best, most, least = None, 0, float("inf")
+    for sides in pinpoints:
+        scale = min(sides[0] / size[0], sides[1] / size[1])
+        kept = min(int(size[0] * scale) * int(size[1] * scale), size[0] * size[1])
+        wasted = sides[0] * sides[1] - kept
+        if kept > most or (kept == most and wasted < least):
+            best, most, least = sides, kept, wasted
+    return best, (most, least)
+
+
+def random_sizes(count):
+    """Pages, small pages and strips as (width, height)."""
+    rng = random.Random(0)
+    for number in range(count):
+        short, long = [(rng.randint(1, 4000), rng.randint(1, 4000)), (rng.randint(1, 336), rng.randint(1, 336))][
+            number % 2
+        ]
+        yield rng.choice([(short, long), (rng.randint(1, 12), 30 * short)[:: rng.choice([1, -1])]])
+
+
+@pytest.mark.parametrize("pinpoints", [PINPOINTS, GRIDS, GRIDS[::-1], MIRRORED])
+def test_the_choice_by_the_originals_rule_is_that_of_the_original(pinpoints):
+    ours = tiling(Grid(1, 1), pinpoints=pinpoints, rule="llava_next")
+    for size in random_sizes(3000):
+        assert ours.layout(size[::-1]).canvas[::-1] == originals_choice(size, pinpoints)[0], size
+
+
+@pytest.mark.parametrize("pinpoints", [PINPOINTS, MIRRORED])
+def test_the_choice_of_transformers_is_that_of_the_original_but_for_ties(pinpoints):
+    """Of sizes that are their own mirror image as a set; docs/llava_checkpoints.md tells of the ties."""
+    theirs, num_ties = tiling(Grid(1, 1), pinpoints=pinpoints), 0
+    for size in random_sizes(3000):
+        chosen, merit = originals_choice(size, pinpoints)
+        if (other := theirs.layout(size[::-1]).canvas[::-1]) != chosen:
+            assert originals_choice(size, [other])[1] == merit, size
+            num_ties += 1
+    assert 0 < num_ties < 3000
 
 
 @settings(max_examples=500, deadline=None)
@@ -133,6 +178,13 @@ def test_one_canvas_is_one_view_without_a_newline(mode):
     plain = Tiling(resolution=Resolution(mode=mode), canvas=(48, 48), token_grid=Grid(2, 3))
     layout = plain.layout((10_000, 10))
     assert (layout.num_views, layout.source.tolist(), plain.max_views) == (1, list(range(6)), 1)
+
+
+def test_the_largest_image_has_the_most_tokens():
+    mirrored = tiling(Grid(12, 12), pinpoints=MIRRORED)
+    assert mirrored.layout(mirrored.largest).num_tokens == max(
+        mirrored.layout(size).num_tokens for size in mirrored.candidates
+    )
 
 
 @settings(max_examples=100, deadline=None)

@@ -29,7 +29,15 @@ CORPUS = (
 )
 
 
-def save_encoder(folder: Path, kind: str = "clip", *, num_layers: int = 4, seed: int = 0) -> Path:
+def save_encoder(
+    folder: Path,
+    kind: str = "clip",
+    *,
+    num_layers: int = 4,
+    image_size: int = IMAGE_SIZE,
+    patch_size: int = 8,
+    seed: int = 0,
+) -> Path:
     """Save a random CLIP or SigLIP vision encoder with its image processor into `folder`."""
     torch.manual_seed(seed)
     shape = {
@@ -37,15 +45,15 @@ def save_encoder(folder: Path, kind: str = "clip", *, num_layers: int = 4, seed:
         "intermediate_size": 64,
         "num_hidden_layers": num_layers,
         "num_attention_heads": 2,
-        "image_size": IMAGE_SIZE,
-        "patch_size": 8,
+        "image_size": image_size,
+        "patch_size": patch_size,
     }
     model_class, config_class, processor_class = {
         "clip": (CLIPVisionModel, CLIPVisionConfig, CLIPImageProcessorPil),
         "siglip": (SiglipVisionModel, SiglipVisionConfig, SiglipImageProcessorPil),
     }[kind]
     model_class(config_class(**shape)).save_pretrained(folder)
-    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    size = {"height": image_size, "width": image_size}
     processor = processor_class(size=size, crop_size=size) if kind == "clip" else processor_class(size=size)
     processor.save_pretrained(folder)
     return folder

@@ -102,7 +102,7 @@ def convert(source: Path, target: Path, *, refusion: str, vision: str | None, te
 
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists and is not an empty folder; name a new one")
-    options = yaml.safe_load(refusion)
+    options = _yaml(refusion, f"--refusion {refusion!r}: write it as NAME or '{{type: NAME, option: value}}'")
     options = {"type": options} if isinstance(options, str) else options
     model, processor = convert_llava(source, refusion=options, vision=vision, text=text)
     model.save_pretrained(target)
@@ -252,6 +252,15 @@ def recipe_file(name: str) -> Path:
 
 def _option(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
+    how = f"option {text!r}: write it as key=value"
     if not equals:
-        raise ValueError(f"option {text!r}: write it as key=value")
-    return key, yaml.safe_load(value)
+        raise ValueError(how)
+    return key, _yaml(value, f"{how}, with a value in YAML such as 3, test or [table, form]")
+
+
+def _yaml(text: str, how: str) -> Any:
+    """A value as it was typed; `how` says what else to type."""
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):  # YAML's dates raise the latter
+        raise ValueError(how) from None

@@ -125,8 +125,8 @@ class Tiling:
 
     @property
     def largest(self) -> Size:
-        """The size of an image that has the most views and fills them."""
-        return max(self.candidates, key=math.prod, default=self.canvas)
+        """The size of an image that has the most views and fills them; of those the tallest, with the most rows to end in a newline."""
+        return max(self.candidates, key=lambda size: (math.prod(size), *size), default=self.canvas)
 
     @property
     def max_views(self) -> int:

@@ -8,7 +8,9 @@ import struct
 import threading
 import warnings
 
+import numpy as np
 import pytest
+import torch
 from PIL import GifImagePlugin, Image, ImageFile, ImageOps, PngImagePlugin
 
 from tests.data.pictures import COLOUR, GREY_ALPHA, PALETTE, SIGNATURE, checkers, chunk, encode, png
@@ -359,6 +361,52 @@ def test_only_the_first_frame_of_a_long_animation_is_decoded(monkeypatch):
     )
     decode_image(data)
     assert max(visited) <= 1
+
+
+# Arrays, as readers of videos return their frames
+
+
+@pytest.mark.parametrize("of", [np.asarray, torch.as_tensor])
+def test_arrays_are_read_as_the_picture_they_hold(of):
+    colours = np.random.default_rng(0).integers(0, 256, (6, 5, 3), np.uint8)
+    assert np.array_equal(decode_image(of(colours)), colours)
+    assert np.array_equal(decode_image(of(colours)[:, ::2]), colours[:, ::2])
+    assert np.array_equal(decode_image(of(colours)[..., 0]), colours[..., [0, 0, 0]])
+
+
+def test_the_pixels_of_an_array_are_copied():
+    colours = np.zeros((2, 2, 3), np.uint8)
+    image = decode_image(colours)
+    colours += 200
+    assert image.getpixel((0, 0)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("array", "named"),
+    [
+        (np.zeros((4, 4, 3), np.float32), "float32[4, 4, 3]"),
+        (np.zeros((2, 4, 4, 3), np.uint8), "uint8[2, 4, 4, 3]"),
+        (torch.zeros(3, 4, 5, dtype=torch.uint8), "uint8[3, 4, 5]"),
+        (np.zeros((0, 4, 3), np.uint8), "uint8[0, 4, 3]"),
+        (np.uint8(0), "uint8[]"),
+    ],
+)
+def test_other_arrays_are_refused_by_type_and_shape(array, named):
+    error = refusal(array)
+    assert (error.code, error.why) == ("image.array", f"an array {named} is no image")
+    assert error.fix == "give uint8[height, width, 3] or uint8[height, width]"
+
+
+def test_an_array_has_the_limits_of_a_file():
+    small = ImageLimits(max_pixels=20, max_aspect=4)
+    assert refusal(np.zeros((3, 7, 3), np.uint8), limits=small).code == "image.too_many_pixels"
+    assert "7 x 1 px" in refusal(np.zeros((1, 7), np.uint8), limits=small).why
+
+
+@pytest.mark.parametrize("source", [None, 5, [[0, 1]], {}, bytearray(b"x")])
+def test_what_is_no_image_is_refused_by_its_type(source):
+    error = refusal(source)
+    assert error.code == "image.type" and type(source).__name__ in error.why
 
 
 # I15: metadata

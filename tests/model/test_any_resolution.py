@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -288,7 +289,33 @@ def test_a_video_is_its_frames_in_one_place(build, processor):
     assert torch.equal(processor(text=rendered)["input_ids"], expected["input_ids"])
 
 
-@pytest.mark.parametrize("frames", [None, [], "clip.mp4"])
+@pytest.mark.parametrize("of", [np.asarray, torch.as_tensor, list])
+def test_frames_may_be_arrays_as_readers_of_videos_return_them(processor, of):
+    frames = [page(seed, (90, 61)) for seed in range(3)]
+    arrays = of(np.stack([np.asarray(frame) for frame in frames]))
+    found, expected = (
+        processor.encode([{"role": "user", "content": [{"type": "video", "frames": given}]}])
+        for given in (arrays, frames)
+    )
+    assert found.input_ids == expected.input_ids and torch.equal(found.pixel_values, expected.pixel_values)
+
+
+def test_what_is_wrong_is_named_by_the_place_its_user_gave_it(processor):
+    good = page(1)
+    cases = [
+        ([good, None], None, r"content\[1\].frames\[1\]: this is no image but of type NoneType"),
+        ([good, b"noise"], None, r"content\[1\].frames\[1\]: this is text"),
+        ([good, good], {"type": "image", "image": b"noise"}, r"content\[2\]: this is text"),
+        ([good, good], {"type": "audio"}, r"content\[2\] must be"),
+        (np.zeros((8, 8, 3), np.uint8), None, r"content\[1\].frames is an array of shape \[8, 8, 3\]; give \[frames,"),
+    ]
+    for frames, last, message in cases:
+        content = [{"type": "text", "text": "See"}, {"type": "video", "frames": frames}, *([last] if last else [])]
+        with pytest.raises(ValueError, match=rf"messages\[0\].{message}"):
+            processor.encode([{"role": "user", "content": content}])
+
+
+@pytest.mark.parametrize("frames", [None, [], "clip.mp4", np.zeros((0, 8, 8, 3), np.uint8)])
 def test_a_video_without_frames_is_refused(processor, frames):
     part = {"type": "video"} if frames is None else {"type": "video", "frames": frames}
     with pytest.raises(ValueError, match=r"messages\[0\].content\[0\] is a video without frames"):

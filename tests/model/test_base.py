@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.model.conftest import NONE, SVA, V1, V2, ask, page, stir
+from tests.tiny import save_encoder
 from vision_remember.geometry import Grid
 from vision_remember.model import VisionRememberForConditionalGeneration, VisionRememberProcessor
 from vision_remember.model.engine import Engine, Request
@@ -43,6 +44,28 @@ def test_at_every_rate_the_elastic_model_is_the_model_of_that_rate(elastic, back
     requests = [Request(turns) for turns in TURNS]
     said = Engine(elastic, shared.at(None), tokens_per_image=rate).answer(requests, max_new_tokens=5)
     assert said == Engine(fixed, own).answer(requests, max_new_tokens=5)
+
+
+@pytest.fixture(scope="module")
+def clip_l(backbones, tmp_path_factory):
+    """The geometry of CLIP-L/14-336, 24 x 24 patches, at toy widths, and the language model."""
+    return save_encoder(tmp_path_factory.mktemp("clip_l"), image_size=336, patch_size=14), backbones[1]
+
+
+@pytest.mark.parametrize("refusion", [V1, V2])
+@pytest.mark.parametrize(("rate", "scale"), [(144, 2), (64, 3), (36, 4), (16, 6)])
+def test_clip_l_is_read_in_144_64_36_or_16_tokens(clip_l, rate, scale, refusion):
+    elastic, fixed = (stir(at_scale(clip_l, made, refusion)) for made in (2, scale))
+    fixed.load_state_dict(elastic.state_dict())
+    processor = VisionRememberProcessor.from_backbones(*clip_l, elastic.config)
+    batch = processor.at(rate).apply_chat_template(TURNS, tokenize=True, return_dict=True)
+    assert (batch["input_ids"] == processor.image_token_id).sum(1).tolist() == [rate, 2 * rate, 0]
+    own = {name: value for name, value in batch.items() if name != "tokens_per_image"}
+    with torch.inference_mode():
+        assert torch.equal(elastic(**batch).logits, fixed(**own).logits)
+    engine, requests = Engine(elastic, processor, tokens_per_image=rate), [Request(turns) for turns in TURNS]
+    together = engine.answer(requests, max_new_tokens=3)
+    assert together == [engine.answer([request], max_new_tokens=3)[0] for request in requests]
 
 
 @pytest.mark.parametrize("elastic", ["v1", "v2"], indirect=True)

@@ -199,7 +199,7 @@ def test_beams_keep_rows_apart(joined, family):
     beams = {"num_beams": 3, "max_new_tokens": 4, "do_sample": False}
     inputs = processor.apply_chat_template(BATCH[:3], **PROMPT)
     together = model.generate(**inputs, **beams)[:, inputs["input_ids"].shape[1] :]
-    for row in (0, 2):
+    for row in range(3):
         single = processor.apply_chat_template(BATCH[row], **PROMPT)
         alone = model.generate(**single, **beams)[0, single["input_ids"].shape[1] :]
         assert torch.equal(together[row, : len(alone)], alone)

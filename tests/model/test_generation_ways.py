@@ -132,6 +132,27 @@ def test_a_static_cache_of_ones_own_is_as_good_or_refused_by_name(model, method,
         assert_same(greedy(model, inputs, past_key_values=cache, disable_compile=True), greedy(model, inputs))
 
 
+@torch.no_grad()
+def test_a_quantised_cache_is_read_to_the_precision_of_its_bits_or_refused_by_name(build, method, processor):
+    pytest.importorskip("optimum.quanto", reason="optimum-quanto is not installed")
+    model = stir(build(EVERY[method]))
+    inputs = processor.apply_chat_template(MIXED, **PROMPT)
+    quantised = {
+        "cache_implementation": "quantized",
+        "cache_config": {"backend": "quanto", "nbits": 4, "q_group_size": 8},
+    }
+    if method == "fastv":
+        with pytest.raises(ValueError, match="fastv .* cannot generate with cache_implementation='quantized'"):
+            greedy(model, inputs, **quantised)
+        return
+    (tokens, found), (expected_tokens, expected) = greedy(model, inputs, **quantised), greedy(model, inputs)
+    assert torch.equal(found[:, 0], expected[:, 0]) and torch.equal(tokens[:, 0], expected_tokens[:, 0])
+    is_possible = expected[:, 1].isfinite()
+    error = (found[:, 1] - expected[:, 1])[is_possible].square().mean().sqrt() / expected[:, 1][is_possible].std()
+    # Four bits a number, four random layers: about an eighth of the logits' own spread; another prompt's cache gives more than one.
+    assert 0 < error <= 0.2
+
+
 def test_a_decoder_with_a_sliding_window_is_refused_by_fastv(build, backbones, processor):
     config = copy.deepcopy(build(FASTV).config.text_config)
     config.sliding_window, config.layer_types = 16, ["sliding_attention"] * 4

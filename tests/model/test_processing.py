@@ -1,6 +1,7 @@
 import base64
 import io
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -84,11 +85,32 @@ def test_assistant_masks_mark_the_targets(processor):
 
 @pytest.mark.parametrize(
     "options",
-    [{"tools": [{}]}, {"chat_template": "x"}, {"return_tensors": "np"}, {"processor_kwargs": {"padding": False}}],
+    [
+        {"tools": [{}]},
+        {"chat_template": "x"},
+        {"return_tensors": "np"},
+        {"padding": False},
+        {"padding_side": "right"},
+        {"processor_kwargs": {"padding": False}},
+        {"processor_kwargs": {"padding_side": "right"}},
+    ],
 )
 def test_options_it_cannot_honour_are_refused(processor, options):
     with pytest.raises(ValueError):
         processor.apply_chat_template(ask("What?"), tokenize=True, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": True, "padding_side": "left", "return_tensors": "pt"},
+        {"processor_kwargs": {"padding": "longest", "padding_side": "left", "return_tensors": "pt"}},
+    ],
+)
+def test_what_scripts_for_llava_ask_of_a_batch_is_what_they_get(processor, options):
+    expected = processor.apply_chat_template(MIXED, **PROMPT)
+    assert same(processor.apply_chat_template(MIXED, **PROMPT, **options), expected)
+    assert same(processor(text="What?", padding=True, padding_side="left"), processor(text="What?"))
 
 
 def encoded(image: Image.Image) -> str:
@@ -102,6 +124,8 @@ def test_every_way_to_carry_an_image_gives_the_same_pixels(processor, tmp_path):
     image.save(tmp_path / "page.png")
     carriers = [
         {"image": image},
+        {"image": np.asarray(image)},
+        {"image": torch.from_numpy(np.array(image))},
         {"path": str(tmp_path / "page.png")},
         {"base64": encoded(image)},
         {"url": f"data:image/png;base64,{encoded(image)}"},

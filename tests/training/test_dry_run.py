@@ -57,6 +57,18 @@ def test_what_cannot_fit_is_refused_with_both_numbers_and_a_cure_that_fits():
         of("instruct.yaml", num_gpus=8, gpu_memory=24 * GIB)
 
 
+@pytest.mark.parametrize(
+    ("override", "tokens"),
+    [("model.projector={type: mlp}", 576), ("model.resolution={mode: anyres}", 744), ("data.max_length=144", 144)],
+)
+def test_a_largest_image_that_no_sample_can_hold_is_refused_with_both_numbers(override, tokens):
+    with pytest.raises(
+        ValueError, match=rf"takes {tokens} vision tokens, and data.max_length is \d+.* raise data.max_length"
+    ):
+        of("align.yaml", override, num_gpus=8)
+    assert of("align.yaml", override, f"data.max_length={tokens + 1}", num_gpus=8)[1]["tokens_per_image"] == [tokens]
+
+
 def test_an_elastic_run_is_counted_at_every_rate(make_recipe, tmp_path):
     flops = dry_run(make_recipe("training.tokens_per_image=[36, 4]"), beside=tmp_path)["prefill_flops"]
     assert list(flops) == ["36", "4"] and flops["36"] > flops["4"]
@@ -96,10 +108,11 @@ def test_a_config_that_is_not_at_hand_is_refused_by_name(make_recipe, tmp_path, 
 
 def test_any_resolution_is_counted_with_the_most_tiles(make_recipe, tmp_path):
     """LLaVA-NeXT's 672 x 672 canvas of four tiles: 12 x 12 tokens of the whole, and 24 rows of 24 tokens with a newline each."""
-    _, found = of("align.yaml", "model.resolution={mode: anyres}")
+    room = "data.max_length=1024"
+    _, found = of("align.yaml", "model.resolution={mode: anyres}", room)
     assert found["tokens_per_image"] == [144 + 24 * 25]
     assert (found["views_per_image"], found["patches_per_image"]) == (5, 5 * 576)
-    plain = of("align.yaml")[1]
+    plain = of("align.yaml", room)[1]
     assert found["memory"]["activations"] > plain["memory"]["activations"]
     assert found["prefill_flops"]["744"] > 4 * plain["prefill_flops"]["144"]
 

@@ -22,6 +22,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from vision_remember.data.signatures import FORMATS, describe, image_format
@@ -38,6 +40,8 @@ _ORIENTATIONS = {number: Image.Transpose[name] for number, name in enumerate(_TU
 
 # Warning filters and LOAD_TRUNCATED_IMAGES belong to the process, so only one thread at a time may change them.
 _pillow_lock = threading.Lock()
+
+Source = str | Path | bytes | Image.Image | NDArray[np.uint8]  # or a torch tensor of that form
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,29 +84,35 @@ class Decoded:
     notes: tuple[str, ...] = ()
 
 
-def decode_image(source: str | Path | bytes | Image.Image, *, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+def decode_image(source: Source, *, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
     """Reads one image as plain RGB.
 
     Args:
-        source: A path, the encoded bytes, or an image that is already in memory.
+        source: A path, the encoded bytes, or an image that is already in memory: of `PIL`, or `uint8[height, width, 3]` or
+            `uint8[height, width]` of numpy or torch.
         limits: Refuse beyond these.
 
     Returns:
         A `PIL` image of mode RGB without metadata.
 
     Raises:
-        ImageError: Missing, irregular, too large, not one of `FORMATS`, or broken; never with the address of an object in the text.
+        ImageError: No image, missing, irregular, too large, not one of `FORMATS`, or broken; never with the address of an object in the
+            text.
     """
     return decode(source, limits=limits).image
 
 
-def decode(source: str | Path | bytes | Image.Image, *, limits: ImageLimits = DEFAULT_LIMITS) -> Decoded:
+def decode(source: Source, *, limits: ImageLimits = DEFAULT_LIMITS) -> Decoded:
     """As `decode_image`, with notes on what was left out."""
-    if isinstance(source, Image.Image):
+    if isinstance(source, Image.Image) or hasattr(source, "__array__"):
         with _strict_pillow(limits):
-            return _to_rgb(source, key_depth=8, notes=[], limits=limits)
+            image = source if isinstance(source, Image.Image) else _from_array(np.asarray(source), limits)
+            return _to_rgb(image, key_depth=8, notes=[], limits=limits)
     if isinstance(source, bytes):
         return _decode_bytes(source, limits)
+    if not isinstance(source, (str, os.PathLike)):
+        why = f"this is no image but of type {type(source).__name__}"
+        raise ImageError(why, code="image.type", fix="give a PIL image, a uint8 array, encoded bytes or a file path")
     try:
         return _decode_bytes(read_file(source, max_bytes=limits.max_bytes), limits)
     except ImageError as error:
@@ -151,6 +161,14 @@ def _decode_bytes(data: bytes, limits: ImageLimits) -> Decoded:
             notes.append(NOTE_ANIMATION)
         key_depth = data[24] if kind == "PNG" else 8
         return _to_rgb(image, key_depth=key_depth, notes=notes, limits=limits)
+
+
+def _from_array(pixels: NDArray[np.uint8], limits: ImageLimits) -> Image.Image:
+    if pixels.dtype != np.uint8 or pixels.ndim < 2 or pixels.shape[2:] not in ((), (3,)) or not pixels.size:
+        why = f"an array {pixels.dtype}{list(pixels.shape)} is no image"
+        raise ImageError(why, code="image.array", fix="give uint8[height, width, 3] or uint8[height, width]")
+    _check_size(pixels.shape[1::-1], limits)
+    return Image.fromarray(pixels)
 
 
 def _to_rgb(image: Image.Image, *, key_depth: int, notes: list[str], limits: ImageLimits) -> Decoded:

@@ -46,7 +46,14 @@ class ProcessorDoors(ProcessorMixin):
         raise NotImplementedError
 
     def __call__(
-        self, images=None, text=None, *, return_tensors="pt", padding=True, add_generation_prompt=True
+        self,
+        images=None,
+        text=None,
+        *,
+        return_tensors="pt",
+        padding=True,
+        padding_side="left",
+        add_generation_prompt=True,
     ) -> BatchFeature:
         """Prepare prompts of one question each (`first_question`): the images first, then the text, taken word for word.
 
@@ -54,13 +61,14 @@ class ProcessorDoors(ProcessorMixin):
             images: One image, or a list for one text, or a list of lists for several texts.
             text: One text or a list. What `apply_chat_template(tokenize=False)` returned is encoded as the chat it came from.
             return_tensors: "pt".
-            padding: True: a batch is always padded, on the left.
+            padding: True or "longest": a batch is always padded.
+            padding_side: "left".
             add_generation_prompt: Open the assistant turn after a plain text.
 
         Returns:
             `input_ids`, `attention_mask` and `pixel_values`; only the last when there is no text.
         """
-        _only_tensors(return_tensors, padding)
+        _only_tensors(return_tensors, padding, padding_side)
         images = [] if images is None else images if isinstance(images, (list, tuple)) else [images]
         if text is None:
             images = all_rgb(images)
@@ -88,6 +96,8 @@ class ProcessorDoors(ProcessorMixin):
         tokenize=False,
         return_tensors="pt",
         return_dict=False,
+        padding=True,
+        padding_side="left",
         processor_kwargs=None,
         sanitize_control_tokens=True,
         load_audio_from_video=False,
@@ -105,16 +115,19 @@ class ProcessorDoors(ProcessorMixin):
             tokenize: False returns the chat as a string to display; pass it on to `processor(text=...)` unchanged.
             return_tensors: "pt".
             return_dict: False returns `input_ids` alone.
-            processor_kwargs: May hold `images` (as in `__call__`) and `padding=True`.
+            padding: As in `__call__`.
+            padding_side: "left".
+            processor_kwargs: May hold `images` (as in `__call__`), and repeat the three options of the batch.
             sanitize_control_tokens: True; text is always ordinary text here.
             load_audio_from_video: False; `transformers serve` says so with every request.
 
         Raises:
             ValueError: An option this template cannot honour.
         """
-        options = dict(processor_kwargs or {})
+        options = {"return_tensors": return_tensors, "padding": padding, "padding_side": padding_side}
+        options |= processor_kwargs or {}
+        _only_tensors(*map(options.pop, ("return_tensors", "padding", "padding_side")))
         images = options.pop("images", None)
-        _only_tensors(return_tensors, options.pop("padding", True))
         refused = {"chat_template": chat_template, "tools": tools, "documents": documents, **options}
         refused["load_audio_from_video"] = load_audio_from_video or None
         if unusable := [name for name, value in refused.items() if value is not None]:
@@ -146,13 +159,16 @@ class ProcessorDoors(ProcessorMixin):
         return batch
 
     def _render(self, messages: Messages, options: dict[str, bool]) -> RenderedChat:
-        messages = frames_as_images(messages)
-        self.template.encode(messages)
-        rendered = RenderedChat(super().apply_chat_template(messages, tokenize=False, **options))
+        images = frames_as_images(messages)
+        self.template.encode(images)
+        rendered = RenderedChat(super().apply_chat_template(images, tokenize=False, **options))
         rendered.messages, rendered.options = messages, options
         return rendered
 
 
-def _only_tensors(return_tensors: str | None, padding: bool) -> None:
-    if return_tensors not in ("pt", "auto", None) or padding is not True:
-        raise ValueError("batches are padded torch tensors: return_tensors='pt', padding=True")
+def _only_tensors(return_tensors: str | None, padding: bool | str, padding_side: str) -> None:
+    if return_tensors not in ("pt", "auto", None) or padding not in (True, "longest") or padding_side != "left":
+        raise ValueError(
+            "batches are torch tensors padded on the left: return_tensors='pt', padding=True, padding_side='left'; got "
+            f"{return_tensors!r}, {padding!r}, {padding_side!r}"
+        )

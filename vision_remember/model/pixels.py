@@ -10,14 +10,15 @@ model sees the same pixels.
 import base64
 import binascii
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from transformers import AutoImageProcessor, ViTImageProcessorPil
 from transformers.image_processing_utils import BaseImageProcessor
 
-from vision_remember.data.images import decode_image
+from vision_remember.data.images import Source, decode_image
 from vision_remember.geometry import Grid
+from vision_remember.model.chat import read_message
 from vision_remember.tiling import Layout, Size, content
 
 PAYLOAD_KEYS = ("image", "path", "url", "base64")
@@ -40,38 +41,38 @@ def frames_as_images(messages: Sequence[dict]) -> list[dict]:
     """A conversation whose videos are images: each frame of `{"type": "video", "frames": [...]}` becomes an image part of its own.
 
     Args:
-        messages: Hugging Face chat format. A frame is what an image part may carry under `image`: a PIL image, bytes or a file path.
+        messages: Hugging Face chat format. A frame is what an image part may carry under `image`; frames may also be one array
+            `uint8[frames, height, width, 3]`.
 
     Raises:
-        ValueError: A video without frames; names `messages[i].content[j]`.
+        ValueError: A video without frames, or a malformed message with one; names `messages[i].content[j]`.
     """
     return [_with_frames(message, number) for number, message in enumerate(messages)]
 
 
 def carried_images(messages: Sequence[dict]) -> list[Image.Image]:
-    """Read the images that the parts of a conversation carry, in reading order.
+    """Read the images and frames that the parts of a conversation carry, in reading order.
 
     Args:
         messages: Hugging Face chat format, checked before (`chat.read_message`).
 
     Raises:
-        ValueError: An image cannot be read; names `messages[i].content[j]`.
+        ValueError: An image cannot be read; names `messages[i].content[j]`, and `.frames[k]` of a video.
     """
-    found = [
-        image_of_part(part, f"messages[{number}].content[{index}]")
+    return [
+        image
         for number, message in enumerate(messages)
         if not isinstance(message["content"], str)
         for index, part in enumerate(message["content"])
-        if part["type"] == "image"
+        for image in _images_of_part(part, f"messages[{number}].content[{index}]")
     ]
-    return [image for image in found if image is not None]
 
 
 def image_of_part(part: dict, where: str) -> Image.Image | None:
     """Read the image that a `{"type": "image"}` part carries, if it carries one.
 
     Args:
-        part: May hold `image` (PIL image, bytes or file path), `path`, `base64`, or `url` with a `data:` URL.
+        part: May hold `image` (what `decode_image` reads), `path`, `base64`, or `url` with a `data:` URL.
         where: Place of the part, for error messages.
 
     Returns:
@@ -99,15 +100,15 @@ def image_of_part(part: dict, where: str) -> Image.Image | None:
     return as_rgb(payload, where)
 
 
-def as_rgb(image: Image.Image | bytes | str | Path, where: str) -> Image.Image:
-    """An RGB image from a PIL image, encoded bytes or a file path, by the one decoder."""
+def as_rgb(image: Source, where: str) -> Image.Image:
+    """An RGB image by the one decoder."""
     try:
         return decode_image(image)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
 
 
-def all_rgb(images: Sequence[Image.Image]) -> list[Image.Image]:
+def all_rgb(images: Sequence[Source]) -> list[Image.Image]:
     """RGB images; the first that cannot be read is named by its place."""
     return [as_rgb(image, f"images[{index}]") for index, image in enumerate(images)]
 
@@ -212,21 +213,45 @@ def size_of(image: Image.Image) -> Size:
 
 def _with_frames(message: dict, number: int) -> dict:
     content = message.get("content") if isinstance(message, dict) else None
-    if not isinstance(content, (list, tuple)):
+    if not isinstance(content, (list, tuple)) or not any(map(_is_video, content)):
         return message
+    # Checked here, while a part still has the number its user gave it.
+    read_message({**message, "content": [{"type": "image"} if _is_video(part) else part for part in content]}, number)
     parts: list = []
     for index, part in enumerate(content):
-        if not isinstance(part, dict) or part.get("type") != "video":
+        if _is_video(part):
+            frames = _frames(part, f"messages[{number}].content[{index}]")
+            parts += [{"type": "image", "image": frame} for frame in frames]
+        else:
             parts.append(part)
-            continue
-        frames = part.get("frames")
-        if not isinstance(frames, (list, tuple)) or not frames:
-            raise ValueError(
-                f"messages[{number}].content[{index}] is a video without frames; there is no video decoder here, give the frames: "
-                "{'type': 'video', 'frames': [image, ...]}"
-            )
-        parts += [{"type": "image", "image": frame} for frame in frames]
     return {**message, "content": parts}
+
+
+def _is_video(part: object) -> bool:
+    return isinstance(part, dict) and part.get("type") == "video"
+
+
+def _frames(part: dict, where: str) -> list:
+    frames: Any = part.get("frames")
+    if hasattr(frames, "__array__"):
+        if frames.ndim != 4:
+            raise ValueError(
+                f"{where}.frames is an array of shape {list(frames.shape)}; give [frames, height, width, 3] or a list of images"
+            )
+        frames = list(frames)
+    if not isinstance(frames, (list, tuple)) or not frames:
+        raise ValueError(
+            f"{where} is a video without frames; there is no video decoder here, give the frames: "
+            "{'type': 'video', 'frames': [image, ...]}"
+        )
+    return list(frames)
+
+
+def _images_of_part(part: dict, where: str) -> list[Image.Image]:
+    if _is_video(part):
+        return [as_rgb(frame, f"{where}.frames[{index}]") for index, frame in enumerate(_frames(part, where))]
+    image = image_of_part(part, where) if part["type"] == "image" else None
+    return [] if image is None else [image]
 
 
 def _cut(page: Image.Image, view: Grid, canvas: tuple[int, int]) -> list[Image.Image]:

@@ -150,9 +150,10 @@ class VisionRememberProcessor(ProcessorDoors):
         Raises:
             ValueError: Slots and images disagree (with both counts), or a message is malformed.
         """
-        messages = frames_as_images(messages)
         chat = self.template.encode(
-            messages, add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message
+            frames_as_images(messages),
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
         )
         images = all_rgb(self.images_of(messages, images))
         sizes = [size_of(image) for image in images]
@@ -180,7 +181,8 @@ class VisionRememberProcessor(ProcessorDoors):
 
     def images_of(self, messages: Messages, images: Sequence[Image.Image] | None = None) -> Sequence[Image.Image]:
         """The images of a conversation in reading order: those given beside the messages, or those that the parts carry."""
-        carried = carried_images(frames_as_images(messages))
+        carried = carried_images(messages)
+        images = [] if images is None else list(images)
         if images and carried:
             raise ValueError(
                 f"{len(carried)} images inside the messages and {len(images)} beside them; pass one or the other"

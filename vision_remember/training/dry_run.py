@@ -37,7 +37,8 @@ def dry_run(recipe: Recipe, *, beside: Path, num_gpus: int = 1, gpu_memory: int 
         What JSON can hold, all sizes in bytes.
 
     Raises:
-        ValueError: the run does not fit (both numbers and what would), a step cannot be shared, or a config is not at hand.
+        ValueError: the run does not fit (both numbers and what would), nor the largest image into a sample, a step cannot be shared, or
+            a config is not at hand.
     """
     training, length = recipe.training, recipe.data.max_length
     rows, accumulation = share(training, num_gpus)
@@ -49,6 +50,11 @@ def dry_run(recipe: Recipe, *, beside: Path, num_gpus: int = 1, gpu_memory: int 
     check_rates(model, training.tokens_per_image)
     tiling = config.tiling
     rates = training.tokens_per_image or (tiling.layout(tiling.largest).num_tokens,)
+    if max(rates) >= length:
+        raise ValueError(
+            f"{recipe.name}: the largest image takes {max(rates)} vision tokens, and data.max_length is {length}, its words included: no "
+            "sample with such an image can be used; raise data.max_length or choose a projector or resolution that makes fewer tokens"
+        )
     samples = training.batch_size * training.accumulation
 
     def needed(rows: int) -> Any:
