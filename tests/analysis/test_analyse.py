@@ -116,6 +116,7 @@ def test_labels_are_the_shortest_that_tell_models_apart() -> None:
     assert labels(["rows/none/seed-0/model", "rows/remember/seed-0/model"]) == ["none", "remember"]
     assert labels(["runs/a/none", "runs/b/none", "runs/b/sva"]) == ["a/none", "b/none", "b/sva"]
     assert labels(["runs/none/model"]) == ["none"]
+    assert labels(["embedded/align_mlp", "runs/none/model"]) == ["align_mlp", "none"]
     with pytest.raises(ValueError, match="told apart"):
         labels(["runs/a", "runs/a"])
 

@@ -86,7 +86,7 @@ def analyse(
 
 
 def labels(models: Sequence[str]) -> list[str]:
-    """Short names for models: the parts of their paths that tell them apart, without the folders that all of them end in.
+    """Short names for models: the parts of their paths that tell them apart, without a run's `model` and the folders that all end in.
 
     `runs/a/none/seed-0/model` and `runs/a/remember/seed-0/model` become `none` and `remember`.
 
@@ -94,8 +94,7 @@ def labels(models: Sequence[str]) -> list[str]:
         ValueError: Two names are the same.
     """
     parts = [PurePath(name).parts for name in models]
-    if len(parts) == 1 and len(parts[0]) > 1 and parts[0][-1] == "model":
-        parts = [parts[0][:-1]]
+    parts = [part[:-1] if len(part) > 1 and part[-1] == "model" else part for part in parts]
     while len(parts) > 1 and min(map(len, parts)) > 1 and len({part[-1] for part in parts}) == 1:
         parts = [part[:-1] for part in parts]
     longest = max(map(len, parts))
