@@ -123,7 +123,7 @@ class RowFolder:
         state = json.loads(history.read_text(encoding="utf-8"))
         logs = state["log_history"]
         return {
-            "checkpoint": start,
+            "checkpoint": str(self.recipe.model.checkpoint),
             "recipe": state["recipe"],
             "seed": state["seed"],
             "steps": state["global_step"],
