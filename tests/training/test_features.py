@@ -154,3 +154,19 @@ def test_one_set_of_features_serves_every_rate(run):
         assert torch.equal(cached["input_ids"], expected["input_ids"]) and cached["tokens_per_image"] == rate
         with torch.no_grad():
             assert torch.allclose(model(**cached).loss, model(**expected).loss, atol=1e-5)
+
+
+def test_what_is_kept_lies_together(run, monkeypatch):
+    """Copies strewn between what the encoder allocates and frees would hold five times their size."""
+    model, batches = run()
+    cache = FeatureCache()
+    fill(cache, model, batches)
+    kept = [level for levels in cache._levels.values() for level in levels.values()]
+    assert len(kept) > 2 and len({level.untyped_storage().data_ptr() for level in kept}) == 1
+    monkeypatch.setattr("vision_remember.training.features.SLAB", 2 * kept[0].numel())
+    small = FeatureCache()
+    fill(small, model, batches)
+    slabs = [level.untyped_storage().data_ptr() for levels in small._levels.values() for level in levels.values()]
+    assert len(set(slabs)) == -(-len(kept) // 2)
+    for image, levels in cache._levels.items():
+        assert all(torch.equal(small._levels[image][level], features) for level, features in levels.items())

@@ -21,6 +21,7 @@ from vision_remember.tiling import Size
 from vision_remember.training.order import Key
 
 BATCH = 32  # images encoded at once
+SLAB = 2**24  # numbers that are allocated at once, 64 MiB: from 32 MiB on an allocation is a mapping of its own
 NO_PIXELS = Image.new("RGB", (32, 32))  # stands where an image was
 
 
@@ -43,6 +44,7 @@ class FeatureCache:
     def __init__(self) -> None:
         self._samples: dict[Key, Kept] = {}
         self._levels: dict[tuple[str, str], dict[int, Tensor]] = {}
+        self._slab = torch.empty(0)
 
     def fill(
         self,
@@ -105,8 +107,15 @@ class FeatureCache:
         each = [x.transpose(0, 1) for x in encoded.split(counts)] if view.has_tiles else encoded  # [L, tiles, P, C]
         for image, features in zip(waiting, each, strict=True):
             kept = self._levels.setdefault((view.encoder, image), {})
-            kept.update((level, features[i].clone()) for i, level in enumerate(view.levels) if level not in kept)
+            kept.update((level, self._kept(features[i])) for i, level in enumerate(view.levels) if level not in kept)
         waiting.clear()
+
+    def _kept(self, features: Tensor) -> Tensor:
+        """A copy that lies in a slab: small copies, strewn over what an encoder allocates and frees, keep all of it from the system."""
+        if self._slab.shape[1:] != features.shape or not len(self._slab):
+            self._slab = torch.empty(max(SLAB // features.numel(), 1), *features.shape)
+        copy, self._slab = self._slab[0].copy_(features), self._slab[1:]
+        return copy
 
 
 @dataclasses.dataclass(frozen=True)
