@@ -41,6 +41,18 @@ def test_a_name_that_is_not_in_the_package_is_refused(recipe_file):
         load_recipe(recipe_file, ["model.projector_weights=embedded/nothing"])
 
 
+@pytest.mark.parametrize("way", ["eager", "sdpa"])
+def test_attention_is_computed_the_way_the_recipe_says(recipe_file, way):
+    model, _ = build_model(load_recipe(recipe_file, [f"model.attn_implementation={way}"]))
+    parts = model.model.language_model, model.model.vision_tower
+    assert [part.config._attn_implementation for part in parts] == [way, way]
+
+
+def test_a_way_of_attention_that_is_not_installed_is_refused(recipe_file):
+    with pytest.raises(ValueError, match="model.attn_implementation flash_attention_2: .*"):
+        build_model(load_recipe(recipe_file, ["model.attn_implementation=flash_attention_2"]))
+
+
 def test_a_start_model_without_re_fusion_gets_a_fresh_one_and_says_the_same(recipe_file, tmp_path):
     plain = ["model.refusion={type: none}"]
     before, processor = build_model(load_recipe(recipe_file, plain))

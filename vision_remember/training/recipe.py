@@ -38,6 +38,7 @@ class ModelSection:
         projector, refusion: `{type: ..., options}`, checked by the plug-in's own Config.
         resolution: `{mode: anyres}` and other fields of `tiling.Resolution`; none: one canvas, padded, or that of the checkpoint.
         projector_weights: folder or `embedded/NAME` whose `model.safetensors` the projector starts from, where there is no checkpoint.
+        attn_implementation: how attention is computed while this trains, in transformers' words; None: as transformers chooses.
     """
 
     vision: str | None = None
@@ -47,6 +48,7 @@ class ModelSection:
     refusion: dict[str, Any] = field(default_factory=lambda: {"type": "none"})
     projector_weights: str | None = None
     resolution: dict[str, Any] | None = None
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None = None
 
     @property
     def start(self) -> str | None:

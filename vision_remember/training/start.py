@@ -23,8 +23,20 @@ def build_model(recipe: Recipe) -> tuple[VisionRememberForConditionalGeneration,
     """Loads the start model of a recipe, or joins its two backbones. A start model without re-fusion gets the recipe's, fresh.
 
     Raises:
-        ValueError: the start model has another projector or re-fusion than the recipe (both are named).
+        ValueError: the start model has another projector or re-fusion than the recipe (both are named), or attention cannot be computed
+            as it says.
     """
+    model, processor = _load(recipe)
+    if recipe.model.attn_implementation is not None:
+        try:
+            model.set_attn_implementation(recipe.model.attn_implementation)
+        except (ImportError, ValueError) as error:
+            raise ValueError(f"model.attn_implementation {recipe.model.attn_implementation}: {error}") from error
+    return model, processor
+
+
+def _load(recipe: Recipe) -> tuple[VisionRememberForConditionalGeneration, VisionRememberProcessor]:
+    """As transformers computes attention by itself."""
     section = recipe.model
     if section.start is not None:
         config = VisionRememberConfig.from_pretrained(section.start)
