@@ -134,11 +134,8 @@ class RowFolder:
 
 def _weights(recipe: Recipe) -> dict[str, str]:
     """sha256 of every local model that training starts from: the same path with other weights is another recipe."""
-    starts = (
-        {"checkpoint": recipe.model.start}
-        if recipe.model.start
-        else {"vision": recipe.model.vision, "text": recipe.model.text}
-    )
+    keys = ("checkpoint",) if recipe.model.start else ("vision", "text", "projector_weights")
+    starts = {key: getattr(recipe.model, key) for key in keys}
     folders = {key: Path(model_path(name)) for key, name in starts.items() if name is not None}
     return {f"weights.{key}": _digest(folder) for key, folder in folders.items() if folder.is_dir()}
 

@@ -49,8 +49,9 @@ def build(out: Path, *, seed: int = 0) -> Path:
     if not (weights / "language_model" / "config.json").exists():
         pretrain_language_model(weights, seed)
     for projector in PROJECTORS:
-        if not (weights / f"projector_{projector['type']}").exists():
-            pretrain_projector(weights, seed, projector)
+        own = weights / f"projector_{projector['type']}"
+        if not own.exists():
+            pretrain_projector(own, weights, seed, projector)
     for name, (projector, refusion) in ROWS.items():
         start = {"vision": weights / "encoder", "text": weights / "language_model"}
         start["projector_weights"] = weights / f"projector_{projector['type']}"

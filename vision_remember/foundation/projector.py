@@ -30,11 +30,12 @@ BATCH = 32
 PATCHES = Grid(12, 12)
 
 
-def pretrain_projector(folder: Path, seed: int, options: Mapping[str, Any]) -> None:
-    """Trains one projector on `encoder`, `language_model` and `packing` of `folder`; resumes from `folder`.
+def pretrain_projector(out: Path, foundation: Path, seed: int, options: Mapping[str, Any]) -> None:
+    """Trains one projector; resumes from the folder `out` with `_run` behind its name.
 
     Args:
-        folder: Gets `projector_NAME/model.safetensors`, with the parameter names of the module.
+        out: Gets `model.safetensors`, with the parameter names of the module; written last.
+        foundation: Holds `encoder`, `language_model` and `packing`.
         seed: Of weights and pages.
         options: Of `build_projector`.
 
@@ -42,10 +43,10 @@ def pretrain_projector(folder: Path, seed: int, options: Mapping[str, Any]) -> N
         ValueError: Its tokens are no squares of cells.
     """
     name = f"projector_{options['type']}"
-    encoder = CLIPVisionModel.from_pretrained(folder / "encoder").eval()
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "language_model")
-    reader = PackedReader(Qwen2ForCausalLM.from_pretrained(folder / "language_model"), tokenizer)
-    reader.packing.load_state_dict(load_file(folder / "packing" / "model.safetensors"))
+    encoder = CLIPVisionModel.from_pretrained(foundation / "encoder").eval()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(foundation / "language_model")
+    reader = PackedReader(Qwen2ForCausalLM.from_pretrained(foundation / "language_model"), tokenizer)
+    reader.packing.load_state_dict(load_file(foundation / "packing" / "model.safetensors"))
     size = reader.packing.size
     torch.manual_seed(seed)
     widths = {"feature_width": encoder.config.hidden_size, "text_width": reader.model.config.hidden_size}
@@ -69,6 +70,6 @@ def pretrain_projector(folder: Path, seed: int, options: Mapping[str, Any]) -> N
         error = (tokens - truth).pow(2).mean(-1) / size**2
         return error[is_written].mean() + error[~is_written].mean(), {"error": error[is_written].mean().item()}
 
-    fit(projector, loss, SCHEDULE, folder / f"{name}_run", name.replace("_", " "))
-    (folder / name).mkdir(exist_ok=True)
-    save_file(projector.state_dict(), folder / name / "model.safetensors", metadata={"format": "pt"})
+    fit(projector, loss, SCHEDULE, out.with_name(f"{out.name}_run"), out.name.replace("_", " "))
+    out.mkdir(exist_ok=True)
+    save_file(projector.state_dict(), out / "model.safetensors", metadata={"format": "pt"})
