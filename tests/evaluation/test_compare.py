@@ -7,10 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tests.tiny import save_encoder, save_language_model
 from vision_remember.evaluation.compare import compare
+from vision_remember.evaluation.plan import load_comparison
 from vision_remember.evaluation.records import read_answers
+from vision_remember.evaluation.row_folder import RowFolder
 
 TIMINGS = ("train_seconds", "prefill_ms")
 INSTRUCT = """\
@@ -180,6 +184,16 @@ def test_other_weights_under_the_same_path_are_a_changed_recipe(results: dict, h
     save_language_model(moved / "language_model", seed=1)
     with pytest.raises(ValueError, match="weights.text was"):
         compare(moved / "compare.yaml", seeds=SEEDS, out=moved / "whole")
+
+
+def test_so_are_other_weights_of_the_projector(home: Path, tmp_path: Path) -> None:
+    comparison = load_comparison(home / "compare.yaml", [f"rows.0.projector_weights={tmp_path}"])
+    digests = set()
+    for value in (0.0, 1.0):
+        save_file({"weight": torch.full((2,), value)}, tmp_path / "model.safetensors")
+        folder = RowFolder.of(comparison, comparison.rows[0], 0, tmp_path / "out")
+        digests.add(folder.identity["weights.projector_weights"])
+    assert len(digests) == 2
 
 
 def test_the_command_names_a_recipe_below_the_working_directory_from_there(
