@@ -41,13 +41,14 @@ def main(path: str, *names: str) -> None:
 
 
 def _align(folder: Path, comparison: Comparison, row: RowPlan) -> None:
-    """Aligns a row as align.yaml says, at the row's own rates, from its projector's shipped weights."""
+    """Aligns a row as align.yaml says, with the row's own overrides and numbers of tokens, from its projector's shipped weights."""
     weights = f"embedded/projector_{row.projector['type']}"
     model = {"projector": row.projector, "refusion": row.refusion, "projector_weights": weights}
-    rates = comparison.recipe(replace(row, checkpoint="scratch"), seed=0).training
-    overrides = [f"model.{key}={json.dumps(value)}" for key, value in model.items()]
-    overrides += [f"training.tokens_per_image={list(rates.tokens_per_image)}"]
-    overrides += [f"training.every_rate={json.dumps(rates.every_rate)}"]
+    instruct = comparison.recipe(replace(row, checkpoint="scratch"), seed=0).training
+    training = {"tokens_per_image": instruct.tokens_per_image, "every_rate": instruct.every_rate}
+    values = {f"model.{key}": value for key, value in model.items()} | row.overrides
+    values |= {f"training.{key}": value for key, value in training.items()}
+    overrides = [f"{key}={json.dumps(value)}" for key, value in values.items()]
     train(load_recipe(ALIGN, overrides), output_dir=folder, resume=folder.exists())
 
 

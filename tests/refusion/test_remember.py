@@ -247,10 +247,10 @@ def test_a_module_that_is_not_zero_initialised_acts_at_once():
 @pytest.mark.parametrize(
     ("decoder", "encoder", "layers", "levels"),
     [
-        (28, 24, (0, 4, 9), (13, 18, 23)),
-        (6, 6, (0, 1, 2), (3, 4, 5)),
-        (2, 2, (0,), (1,)),
-        (24, 27, (0, 4, 8), (14, 20, 25)),
+        (28, 24, (-1, 8, 17), (13, 18, 23)),
+        (6, 6, (-1, 1, 3), (3, 4, 5)),
+        (2, 2, (-1, 0), (1,)),
+        (24, 27, (-1, 7, 15), (14, 20, 25)),
     ],
 )
 def test_the_default_layers_and_levels_scale_with_the_backbones(decoder, encoder, layers, levels):

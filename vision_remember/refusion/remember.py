@@ -35,7 +35,7 @@ class Config:
     """``Config()`` is v1; ``Config(bidirectional=True, guidance=True)`` is v2.
 
     Attributes:
-        layers: Act after these decoder layers, -1 being before the first; None: at 0, 1/6 and 2/6 of the decoder.
+        layers: Act after these decoder layers, -1 being before the first; None: before the first of every third of the decoder.
         levels: Encoder ``hidden_states`` that make the memory; None: at 13/24, 18/24 and 23/24 of the encoder.
         num_heads: Attention heads, each as wide as one of the LLM's; None: as many as the LLM.
         num_kv_heads: Key and value heads that they share; None: as many as the LLM.
@@ -76,7 +76,7 @@ class VisionRemember(Method):
 
     def __init__(self, config: Config, backbones: Backbones) -> None:
         super().__init__(config, backbones.with_heads(config.num_heads, config.num_kv_heads))
-        self.layers = config.layers or tuple(sorted({backbones.decoder_layers * k // 6 for k in (0, 1, 2)}))
+        self.layers = config.layers or tuple(sorted({backbones.decoder_layers * k // 3 - 1 for k in (0, 1, 2)}))
         self.levels = config.levels or tuple(sorted({backbones.encoder_layers * k // 24 for k in (13, 18, 23)}))
         self.has_windows, self.needs_whole_images, self.needs_guidance = True, config.bidirectional, config.guidance
 
