@@ -42,6 +42,21 @@ def window_of(token, margin, fine=FINE, coarse=COARSE):
             yield h * fine.width + w, (h - top, w - left), (bottom - top, right - left)
 
 
+def standardised(x):
+    """LayerNorm without parameters."""
+    return (x - x.mean()) / torch.sqrt(x.var(unbiased=False) + 1e-5)
+
+
+def read_by(reader, x):
+    """Linear, gelu, linear, LayerNorm; or nothing."""
+    if reader is None:
+        return x
+    first, _, second, norm = reader
+    inner = first.weight @ x + first.bias
+    y = second.weight @ (inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2)))) + second.bias
+    return standardised(y) * norm.weight + norm.bias
+
+
 def by_loops(refusion, child, hidden, seen, coarse=COARSE):
     """The whole layer for every image and token, written from the docstring of the module."""
     out, side = hidden.clone(), refusion.config.position_side
@@ -60,7 +75,7 @@ def by_loops(refusion, child, hidden, seen, coarse=COARSE):
             keys, bias = [], []
             for patch, offset, sides in window_of(number, refusion.config.margin, seen.grid, coarse):
                 levels = [seen.level(index)[image, patch] for index in refusion.levels]
-                keys.append(torch.cat([(x - x.mean()) / torch.sqrt(x.var(unbiased=False) + 1e-5) for x in levels]))
+                keys.append(read_by(refusion.reader, torch.cat([standardised(x) for x in levels])))
                 at = [math.floor((d + 0.5) * side / s) for d, s in zip(offset, sides, strict=True)]
                 bias.append(attention.position[at[0] * side + at[1]])
             token = token + heads_of(attention, rms(token, attention.norm.weight), keys, bias)

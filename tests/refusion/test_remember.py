@@ -30,7 +30,7 @@ def woken(**options):
     """A method, one of its layers at work, and everything in float64."""
     refusion = build("remember", **options)
     return (
-        refusion,
+        refusion.double(),
         wake(refusion.insertion(0)).double(),
         hidden_states(torch.float64),
         features(refusion, torch.float64),
@@ -45,6 +45,7 @@ def woken(**options):
         {"bidirectional": True, "ffn_ratio": 0.0},
         {"margin": 1, "position_side": 3, "levels": (4, 1, -2)},
         {"num_heads": 6, "num_kv_heads": 3, "ffn_ratio": 2.5, **V2},
+        {"memory_width": 20, "margin": 1},
     ],
     ids=str,
 )
@@ -53,10 +54,12 @@ def test_a_layer_is_what_the_loops_say_with_its_gradients(options):
     results = []
     for run in (lambda h: child(h, state_of(refusion, seen), 0)[0], lambda h: by_loops(refusion, child, h, seen)):
         child.zero_grad()
+        refusion.zero_grad()
         leaf = hidden.clone().requires_grad_()
         out = run(leaf)
         out.backward(torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out))
-        results.append((out, leaf.grad, *(parameter.grad for parameter in child.parameters())))
+        learned = (*child.parameters(), *refusion.parameters())
+        results.append((out, leaf.grad, *(parameter.grad for parameter in learned)))
     for got, expected in zip(*results, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
 
@@ -85,6 +88,7 @@ def test_on_any_grids_a_layer_is_what_the_loops_say_with_all_gradients(fine, coa
 
     for run in (ours, loops):
         child.zero_grad()
+        refusion.zero_grad()
         leaf, seen = hidden.clone().requires_grad_(), features(refusion, torch.float64, grid=fine)
         levels = [level.requires_grad_() for level in seen.levels.values()]
         out = run(leaf, seen)

@@ -46,6 +46,7 @@ class Config:
         guidance: Whether they then also see the text-guided token, the mean of the user text of the image's turn.
         ffn_ratio: Width of the feed-forward branch in units of D; 0 for none.
         zero_init: Whether the module starts as the identity.
+        memory_width: Width of an MLP that reads all levels of a patch, once per image for all insertions; 0 for the levels as they are.
     """
 
     layers: tuple[int, ...] | None = None
@@ -59,13 +60,22 @@ class Config:
     guidance: bool = False
     ffn_ratio: float = 1.0
     zero_init: bool = True
+    memory_width: int = 0
 
     def __post_init__(self) -> None:
         if self.guidance and not self.bidirectional:
             raise ValueError("remember: guidance enters through the self-attention; set bidirectional: true as well")
         if self.layers == () or self.levels == ():
             raise ValueError("remember: needs at least one layer and one level; for no re-fusion use type: none")
-        at_least = {"num_heads": 1, "num_kv_heads": 1, "margin": 0, "position_side": 1, "focus": 0, "ffn_ratio": 0}
+        at_least = {
+            "num_heads": 1,
+            "num_kv_heads": 1,
+            "margin": 0,
+            "position_side": 1,
+            "focus": 0,
+            "ffn_ratio": 0,
+            "memory_width": 0,
+        }
         for name, least in at_least.items():
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"remember: {name} is at least {least}, got {value}")
@@ -78,22 +88,36 @@ class VisionRemember(Method):
         super().__init__(config, backbones.with_heads(config.num_heads, config.num_kv_heads))
         self.layers = config.layers or tuple(sorted({backbones.decoder_layers * k // 3 - 1 for k in (0, 1, 2)}))
         self.levels = config.levels or tuple(sorted({backbones.encoder_layers * k // 24 for k in (13, 18, 23)}))
+        width = len(self.levels) * backbones.feature_width
+        self.memory_width = config.memory_width or width
+        self.reader = _mlp(width, config.memory_width) if config.memory_width else None
         self.has_windows, self.needs_whole_images, self.needs_guidance = True, config.bidirectional, config.guidance
 
     def memory(self, features: VisionFeatures, token_grid: Grid) -> Memory:
-        """Normalises every level and hands each token its own window of them, flattened into channels."""
-        # No affine parameters: the key and value projections hold the scale, and a frozen encoder's memory needs no gradient.
-        levels = F.layer_norm(features.stack(self.levels), (self.backbones.feature_width,)).flatten(2)  # [B, P, L * C]
-        own = windows(features.grid, token_grid, self.config.margin, device=levels.device)
-        valid = own.valid.expand(len(levels), -1, -1)  # [B, V, W]
+        """Hands each token its own window of what there is to remember, flattened into channels."""
+        return self.windowed(self.read(self.normed(features)), features, token_grid)
+
+    def normed(self, features: VisionFeatures) -> Tensor:
+        """Every level normalised, one behind the other, ``float[B, P, L * C]``."""
+        # No affine parameters: what reads them holds the scale, and a frozen encoder's memory needs no gradient without a reader.
+        return F.layer_norm(features.stack(self.levels), (self.backbones.feature_width,)).flatten(2)
+
+    def read(self, levels: Tensor) -> Tensor:
+        """From ``float[..., L * C]`` to what the insertions find there, ``float[..., M]``, or the levels as they are."""
+        return levels if self.reader is None else self.reader(levels)
+
+    def windowed(self, patches: Tensor, features: VisionFeatures, token_grid: Grid) -> Memory:
+        """Rows ``float[B, V, W * M]`` of ``patches float[B, P, M]``; patches marked invalid are not seen."""
+        own = windows(features.grid, token_grid, self.config.margin, device=patches.device)
+        valid = own.valid.expand(len(patches), -1, -1)  # [B, V, W]
         if features.valid is not None:
             valid = valid & gather_windows(features.valid, own)
         place = own.table_index(self.config.position_side).expand_as(valid)
-        return Memory(rows=gather_windows(levels, own).flatten(2), valid=valid, place=place)
+        return Memory(rows=gather_windows(patches, own).flatten(2), valid=valid, place=place)
 
     def insertion(self, layer: int) -> "RememberLayer":
         """The child of decoder layer ``layer``; every layer has its own parameters."""
-        return RememberLayer(self.config, self.backbones, memory_width=len(self.levels) * self.backbones.feature_width)
+        return RememberLayer(self.config, self.backbones, self.memory_width)
 
 
 class RememberLayer(Insertion):
@@ -150,7 +174,7 @@ class TokenFeatureCrossAttention(Attention):
 
     def forward(self, x: Tensor, state: RefusionState) -> tuple[Tensor, Tensor | None]:
         """From ``x float[N, D]`` to what the tokens saw, ``float[N, D]``, and the weights ``[N, H, W]`` if asked for."""
-        memory = state.rows.unflatten(1, (state.valid.shape[1], self.k.in_features))  # [N, W, L * C]
+        memory = state.rows.unflatten(1, (state.valid.shape[1], self.k.in_features))  # [N, W, L * C] or [N, W, M]
         q, k, v = self.project(self.norm(x), memory)
         bias = F.embedding(state.place, self.position).transpose(1, 2)  # [N, H, W]
         seen, weights = attend(q, k, v, state.valid, bias, need_weights=state.attentions is not None)
@@ -194,6 +218,11 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(F.gelu(self.up(self.norm(x))))
+
+
+def _mlp(width: int, out_width: int) -> nn.Sequential:
+    out = nn.Linear(out_width, out_width)
+    return nn.Sequential(nn.Linear(width, out_width), nn.GELU(), out, nn.LayerNorm(out_width))
 
 
 Refusion = VisionRemember

@@ -8,8 +8,6 @@ It has exactly as many parameters, but where all patches of a window are equal, 
 Vision Remember. Our own control, from no paper.
 """
 
-from torch import Tensor
-
 from vision_remember.geometry import Grid, VisionFeatures
 from vision_remember.plugins import Origin
 from vision_remember.refusion import Memory
@@ -30,12 +28,13 @@ class PooledRemember(VisionRemember):
     idle = ("cross_attention.norm", "cross_attention.q", "cross_attention.k", "cross_attention.position")
 
     def memory(self, features: VisionFeatures, token_grid: Grid) -> Memory:
-        """As :class:`VisionRemember`, with ``rows`` that repeat one vector."""
-        memory = super().memory(features, token_grid)
+        """As :class:`VisionRemember`, with ``rows`` that repeat what it reads of one vector."""
+        memory = self.windowed(self.normed(features), features, token_grid)
         patches = memory.rows.unflatten(2, (memory.valid.shape[2], -1))  # [B, V, W, L * C]
         share = memory.valid / memory.valid.sum(dim=2, keepdim=True).clamp(min=1)
-        mean: Tensor = (patches * share[..., None].to(patches.dtype)).sum(dim=2, keepdim=True)
-        return Memory(rows=mean.expand_as(patches).flatten(2), valid=memory.valid, place=memory.place)
+        mean = (patches * share[..., None].to(patches.dtype)).sum(dim=2, keepdim=True)
+        rows = self.read(mean).expand(-1, -1, memory.valid.shape[2], -1)
+        return Memory(rows=rows.flatten(2), valid=memory.valid, place=memory.place)
 
 
 Refusion = PooledRemember
