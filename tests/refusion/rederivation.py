@@ -49,7 +49,7 @@ def standardised(x):
 
 def read_by(reader, x):
     """Linear, gelu, linear, LayerNorm; or nothing."""
-    if reader is None:
+    if isinstance(reader, torch.nn.Identity):
         return x
     first, _, second, norm = reader
     inner = first.weight @ x + first.bias

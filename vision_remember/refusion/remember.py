@@ -26,6 +26,7 @@ from vision_remember.geometry import Grid, VisionFeatures, gather_windows, latti
 from vision_remember.local_attention import attend
 from vision_remember.plugins import Origin
 from vision_remember.refusion import Backbones, Insertion, Memory, Method, RefusionState
+from vision_remember.refusion.feed_forward import FeedForward, memory_reader
 
 ORIGIN = Origin(paper="arXiv 2506.03928")
 
@@ -67,17 +68,9 @@ class Config:
             raise ValueError("remember: guidance enters through the self-attention; set bidirectional: true as well")
         if self.layers == () or self.levels == ():
             raise ValueError("remember: needs at least one layer and one level; for no re-fusion use type: none")
-        at_least = {
-            "num_heads": 1,
-            "num_kv_heads": 1,
-            "margin": 0,
-            "position_side": 1,
-            "focus": 0,
-            "ffn_ratio": 0,
-            "memory_width": 0,
-        }
-        for name, least in at_least.items():
-            if (value := getattr(self, name)) is not None and value < least:
+        counts, sizes = ("num_heads", "num_kv_heads", "position_side"), ("margin", "focus", "ffn_ratio", "memory_width")
+        for name in (*counts, *sizes):
+            if (value := getattr(self, name)) is not None and value < (least := int(name in counts)):
                 raise ValueError(f"remember: {name} is at least {least}, got {value}")
 
 
@@ -90,21 +83,16 @@ class VisionRemember(Method):
         self.levels = config.levels or tuple(sorted({backbones.encoder_layers * k // 24 for k in (13, 18, 23)}))
         width = len(self.levels) * backbones.feature_width
         self.memory_width = config.memory_width or width
-        self.reader = _mlp(width, config.memory_width) if config.memory_width else None
+        self.reader = memory_reader(width, config.memory_width) if config.memory_width else nn.Identity()
         self.has_windows, self.needs_whole_images, self.needs_guidance = True, config.bidirectional, config.guidance
 
     def memory(self, features: VisionFeatures, token_grid: Grid) -> Memory:
         """Hands each token its own window of what there is to remember, flattened into channels."""
-        return self.windowed(self.read(self.normed(features)), features, token_grid)
+        return self.windowed(self.reader(self.normed(features)), features, token_grid)
 
     def normed(self, features: VisionFeatures) -> Tensor:
-        """Every level normalised, one behind the other, ``float[B, P, L * C]``."""
-        # No affine parameters: what reads them holds the scale, and a frozen encoder's memory needs no gradient without a reader.
+        """Every level normalised, one behind the other, ``float[B, P, L * C]``; whatever reads them holds the scale."""
         return F.layer_norm(features.stack(self.levels), (self.backbones.feature_width,)).flatten(2)
-
-    def read(self, levels: Tensor) -> Tensor:
-        """From ``float[..., L * C]`` to what the insertions find there, ``float[..., M]``, or the levels as they are."""
-        return levels if self.reader is None else self.reader(levels)
 
     def windowed(self, patches: Tensor, features: VisionFeatures, token_grid: Grid) -> Memory:
         """Rows ``float[B, V, W * M]`` of ``patches float[B, P, M]``; patches marked invalid are not seen."""
@@ -206,23 +194,6 @@ class TokenBidirectionalSelfAttention(Attention):
         share = (state.guidance / count.clamp(min=1)).to(hidden.dtype)  # [I, T]
         mean = torch.einsum("it,itd->id", share, hidden.index_select(0, state.batch_row))
         return torch.where(count > 0, mean, self.no_text)
-
-
-class FeedForward(nn.Module):
-    """``out(gelu(up(norm(x))))``, for every token by itself."""
-
-    def __init__(self, width: int, inner: int) -> None:
-        super().__init__()
-        self.norm = nn.RMSNorm(width, eps=1e-6)
-        self.up, self.out = nn.Linear(width, inner, bias=False), nn.Linear(inner, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(F.gelu(self.up(self.norm(x))))
-
-
-def _mlp(width: int, out_width: int) -> nn.Sequential:
-    out = nn.Linear(out_width, out_width)
-    return nn.Sequential(nn.Linear(width, out_width), nn.GELU(), out, nn.LayerNorm(out_width))
 
 
 Refusion = VisionRemember

@@ -33,7 +33,7 @@ class PooledRemember(VisionRemember):
         patches = memory.rows.unflatten(2, (memory.valid.shape[2], -1))  # [B, V, W, L * C]
         share = memory.valid / memory.valid.sum(dim=2, keepdim=True).clamp(min=1)
         mean = (patches * share[..., None].to(patches.dtype)).sum(dim=2, keepdim=True)
-        rows = self.read(mean).expand(-1, -1, memory.valid.shape[2], -1)
+        rows = self.reader(mean).expand(-1, -1, memory.valid.shape[2], -1)
         return Memory(rows=rows.flatten(2), valid=memory.valid, place=memory.place)
 
 
