@@ -2,7 +2,7 @@
 `python recipes/tiny/make_starts.py recipes/tiny/compare_rivals.yaml`.
 
 With names of some of them (`avg_pool_sva token_packer`) only those, to spread them over processes. A finished one is left as it is, an
-interrupted one goes on. On one core a projector takes five minutes, an aligned model a quarter of an hour, and three quarters of an hour
+interrupted one goes on. On one core a projector takes some minutes, an aligned model a quarter of an hour, and three quarters of an hour
 where it takes every page at three rates.
 """
 
