@@ -28,13 +28,13 @@ def build(name: str, seed: int = 0, **options) -> Method:
 def variants() -> list[dict]:
     """Every method of the room with its defaults, with each flag of its Config turned over, and with all of them.
 
-    A width that is 0 is a flag too.
+    A whole number that is 0 is a flag too.
     """
     found = []
     for name in plugins.names("refusion"):
         fields = dataclasses.fields(plugins.load("refusion", name).Config)
         flags = {field.name: not field.default for field in fields if isinstance(field.default, bool)}
-        flags |= {field.name: 16 for field in fields if field.name.endswith("_width") and field.default == 0}
+        flags |= {field.name: 3 for field in fields if type(field.default) is int and not field.default}
         choices = [{}, *({key: value} for key, value in flags.items()), *([flags] if len(flags) > 1 else [])]
         for choice in choices:
             options = {"type": name, **choice}
