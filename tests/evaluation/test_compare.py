@@ -174,6 +174,19 @@ def test_a_changed_recipe_is_refused_before_anything_is_trained(
     assert _stamps(home / "whole", "*") == before
 
 
+def test_a_row_stays_the_same_however_attention_is_computed(home: Path, tmp_path: Path) -> None:
+    for way in ("eager", "sdpa"):
+        recipe = INSTRUCT.format(folder=home).replace("model:\n", f"model:\n  attn_implementation: {way}\n")
+        (tmp_path / "instruct.yaml").write_text(recipe, encoding="utf-8")
+        (tmp_path / "compare.yaml").write_text(COMPARISON.format(folder=tmp_path), encoding="utf-8")
+        comparison = load_comparison(tmp_path / "compare.yaml")
+        folder = RowFolder.of(comparison, comparison.rows[0], 0, tmp_path)
+        assert folder.recipe.model.attn_implementation == way
+        folder.check()
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.begin()
+
+
 def test_other_weights_under_the_same_path_are_a_changed_recipe(results: dict, home: Path, tmp_path: Path) -> None:
     shutil.copytree(home, tmp_path / "home")
     moved = tmp_path / "home"

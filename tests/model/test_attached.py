@@ -12,7 +12,7 @@ from tests.tiny import save_language_model
 from vision_remember import attach
 
 V1 = {"type": "remember", "layers": [-1, 1], "levels": [1, 3], "margin": 1}
-OWN_PATCH = {"type": "remember", "layers": [0], "levels": [3]}
+OWN_PATCH = {"type": "remember", "layers": [0], "levels": [3], "memory_width": 0}
 BIDIRECTIONAL = {"type": "remember", "layers": [0, 2], "bidirectional": True, "margin": 1}
 DEEPSTACK = {"type": "deepstack", "layers": [0, 2], "levels": [1, 3], "cell": [1, 1]}
 SVA = {"type": "sva", "layers": [0, 1], "width": 16, "num_heads": 2, "positions": 1}

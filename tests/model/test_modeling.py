@@ -189,6 +189,7 @@ def test_every_parameter_belongs_to_exactly_one_part(build):
     assert {name.split(".refusion")[0] for name, _ in parts["refusion"]} == {
         "model.language_model.layers.0",
         "model.language_model.layers.2",
+        "model",
     }
     assert [name for name, _ in parts["language_model"] if "embed_tokens" in name or "lm_head" in name] == [
         "model.language_model.embed_tokens.weight"

@@ -45,7 +45,8 @@ def woken(**options):
         {"bidirectional": True, "ffn_ratio": 0.0},
         {"margin": 1, "position_side": 3, "levels": (4, 1, -2)},
         {"num_heads": 6, "num_kv_heads": 3, "ffn_ratio": 2.5, **V2},
-        {"memory_width": 20, "margin": 1},
+        {"memory_width": 0},
+        {"memory_width": 20, "margin": 1, **V2},
     ],
     ids=str,
 )
@@ -264,8 +265,8 @@ def test_the_default_layers_and_levels_scale_with_the_backbones(decoder, encoder
     assert refusion.layers == layers and refusion.levels == levels
 
 
-def test_memory_of_a_frozen_encoder_needs_no_gradient():
-    refusion = build("remember")
+def test_memory_without_an_mlp_has_nothing_to_learn():
+    refusion = build("remember", memory_width=0)
     assert not refusion.memory(features(refusion), COARSE).rows.requires_grad
     assert not list(refusion.parameters())
 
@@ -287,6 +288,7 @@ def test_tokens_that_outnumber_the_patches_are_refused():
         ({"position_side": 0}, "position_side is at least 1, got 0"),
         ({"num_heads": 0}, "num_heads is at least 1, got 0"),
         ({"ffn_ratio": -0.5}, "ffn_ratio is at least 0, got -0.5"),
+        ({"memory_width": -1}, "memory_width is at least 0, got -1"),
         ({"num_heads": 3}, "3 attention heads cannot share 2 key heads"),
     ],
 )

@@ -22,13 +22,13 @@ def test_a_wider_feed_forward_makes_up_for_what_is_idle():
     tiny = Backbones(**widths, encoder_layers=6, decoder_layers=6, num_heads=4, num_kv_heads=4)
     options = {"layers": [1], "levels": [1, 2, 3], "num_heads": 12, "num_kv_heads": 4}
     plain = build_refusion({"type": "remember", **options}, tiny).insertion(1)
-    pooled = build_refusion({"type": "remember_pooled", **options, "ffn_ratio": 4.0}, tiny)
+    pooled = build_refusion({"type": "remember_pooled", **options, "ffn_ratio": 3.0}, tiny)
     at_work = [p.numel() for name, p in pooled.insertion(1).named_parameters() if not name.startswith(pooled.idle)]
-    assert sum(at_work) == pytest.approx(sum(p.numel() for p in plain.parameters()), rel=0.002)
+    assert sum(at_work) == pytest.approx(sum(p.numel() for p in plain.parameters()), rel=0.003)
 
 
 def test_every_slot_of_a_window_holds_the_mean_of_its_patches():
-    pooled, plain = build("remember_pooled"), build("remember")
+    pooled, plain = (build(name, memory_width=0) for name in ("remember_pooled", "remember"))
     given = features(plain)
     seen, whole = pooled.memory(given, COARSE), plain.memory(given, COARSE)
     width = len(plain.levels) * BACKBONES.feature_width
@@ -37,6 +37,13 @@ def test_every_slot_of_a_window_holds_the_mean_of_its_patches():
         own = patches[image, token][whole.valid[image, token]]
         torch.testing.assert_close(rows[image, token], own.mean(dim=0).expand_as(rows[image, token]))
     assert torch.equal(seen.valid, whole.valid) and torch.equal(seen.place, whole.place)
+
+
+def test_what_reads_the_memory_reads_the_mean():
+    read, raw = build("remember_pooled"), build("remember_pooled", memory_width=0)
+    given = features(raw)
+    means = raw.memory(given, COARSE).rows.unflatten(2, (-1, raw.memory_width))
+    torch.testing.assert_close(read.memory(given, COARSE).rows, read.reader(means).flatten(2))
 
 
 def test_a_patch_that_is_not_real_does_not_count():

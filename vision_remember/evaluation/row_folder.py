@@ -21,6 +21,9 @@ from vision_remember.model.engine import Engine
 from vision_remember.training.recipe import Recipe
 from vision_remember.training.run_folder import HISTORY, SUMMARY, WATCHING, learning_curve
 
+# Keys that may differ between two runs of a row: those that watch it, and which kernel computes attention, which moves roundings alone.
+NOT_IDENTITY = (*WATCHING, "model.attn_implementation")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RowFolder:
@@ -45,11 +48,12 @@ class RowFolder:
         """Resolve the recipe of a row and name its folder; reads, writes nothing."""
         recipe = comparison.recipe(row, seed)
         plan = comparison.evaluation
-        identity = {key: value for key, value in _flat(recipe.to_dict()).items() if not key.startswith(WATCHING)}
+        identity = _flat(recipe.to_dict())
         identity |= _flat({"evaluation": {split: plan.task(split) for split in plan.splits}})
         identity |= {"evaluation.max_new_tokens": plan.max_new_tokens, **_weights(recipe)}
         if row.tokens is not None:
             identity["tokens"] = row.tokens
+        identity = {key: value for key, value in identity.items() if not key.startswith(NOT_IDENTITY)}
         return cls(
             path=out / "rows" / row.folder / f"seed-{seed}", row=row, seed=seed, recipe=recipe, identity=identity
         )
@@ -78,7 +82,8 @@ class RowFolder:
             return
         before = json.loads((self.path / "row.json").read_text(encoding="utf-8"))
         now = json.loads(json.dumps(self.identity))
-        changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+        keys = sorted(key for key in {*before, *now} if not key.startswith(NOT_IDENTITY))
+        changed = [key for key in keys if before.get(key) != now.get(key)]
         if changed:
             listed = "; ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in changed[:6])
             more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""

@@ -1,7 +1,7 @@
 """Vision Remember: between decoder layers, every vision token looks again at its own region of the image.
 
 A projector compresses P patches into V vision tokens, and what it drops is gone for all layers above. Here each token,
-which by then has met the text, resamples multi-level encoder features inside its own window:
+which by then has met the text, resamples multi-level encoder features, read by one MLP, inside its own window:
 
     hidden [B, T, D] -- vision rows --> x [N, D]
         x + out(TokenBidirectionalSelfAttention(norm(x), guide))   v2 only: the tokens of one image agree what to look for
@@ -13,7 +13,7 @@ The last linear of every branch starts at zero, so a fresh module changes nothin
 vision token: the module acts in the prefill only, and the layers above it cache tokens that have already remembered.
 
 Source: Feng et al., arXiv 2506.03928, v1 (local attention over CLIP levels 13, 18 and 23 between LLM layers) and v2 (the
-two named parts and the text-guided token). No code is public: Config's fields, norms, shapes, start and order are our choice.
+two named parts and the text-guided token). No code is public: the MLP, Config's fields, norms, shapes, start and order are our choice.
 """
 
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class Config:
         guidance: Whether they then also see the text-guided token, the mean of the user text of the image's turn.
         ffn_ratio: Width of the feed-forward branch in units of D; 0 for none.
         zero_init: Whether the module starts as the identity.
-        memory_width: Width of an MLP that reads all levels of a patch, once per image for all insertions; 0 for the levels as they are.
+        memory_width: Width of the MLP that reads the levels of a patch, once for all insertions; None: that of one level; 0 for no MLP.
     """
 
     layers: tuple[int, ...] | None = None
@@ -61,7 +61,7 @@ class Config:
     guidance: bool = False
     ffn_ratio: float = 1.0
     zero_init: bool = True
-    memory_width: int = 0
+    memory_width: int | None = None
 
     def __post_init__(self) -> None:
         if self.guidance and not self.bidirectional:
@@ -82,8 +82,8 @@ class VisionRemember(Method):
         self.layers = config.layers or tuple(sorted({backbones.decoder_layers * k // 3 - 1 for k in (0, 1, 2)}))
         self.levels = config.levels or tuple(sorted({backbones.encoder_layers * k // 24 for k in (13, 18, 23)}))
         width = len(self.levels) * backbones.feature_width
-        self.memory_width = config.memory_width or width
-        self.reader = memory_reader(width, config.memory_width) if config.memory_width else nn.Identity()
+        inner = backbones.feature_width if config.memory_width is None else config.memory_width
+        self.memory_width, self.reader = inner or width, memory_reader(width, inner) if inner else nn.Identity()
         self.has_windows, self.needs_whole_images, self.needs_guidance = True, config.bidirectional, config.guidance
 
     def memory(self, features: VisionFeatures, token_grid: Grid) -> Memory:

@@ -4,7 +4,7 @@ A row that remembers has more trained weights than one without re-fusion. What t
 what Vision Remember gains beyond it comes from looking at single patches.
 
 It has exactly as many parameters, but where all patches of a window are equal, queries, keys and places cannot matter: they stay idle.
-``ffn_ratio=4.0`` makes up for them in the feed-forward branch (to 0.2 % at the width of the tiny recipes), so that as many work as in
+``ffn_ratio=3.0`` makes up for them in the feed-forward branch (to 0.3 % at the width of the tiny recipes), so that as many work as in
 Vision Remember. Our own control, from no paper.
 """
 
