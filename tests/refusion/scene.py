@@ -1,6 +1,7 @@
 """A small mixed batch for the tests of re-fusion: an image before its question, a text-only row, and two images in a row."""
 
 import dataclasses
+import typing
 
 import torch
 from torch import Tensor, nn
@@ -28,14 +29,16 @@ def build(name: str, seed: int = 0, **options) -> Method:
 def variants() -> list[dict]:
     """Every method of the room with its defaults, with each flag of its Config turned over, and with all of them.
 
-    A whole number that is 0 is a flag too.
+    A whole number that is 0 is a flag too; one that the method chooses itself (None) is tried at 0, by itself.
     """
     found = []
     for name in plugins.names("refusion"):
-        fields = dataclasses.fields(plugins.load("refusion", name).Config)
+        config = plugins.load("refusion", name).Config
+        fields, hints = dataclasses.fields(config), typing.get_type_hints(config)
         flags = {field.name: not field.default for field in fields if isinstance(field.default, bool)}
         flags |= {field.name: 3 for field in fields if type(field.default) is int and not field.default}
-        choices = [{}, *({key: value} for key, value in flags.items()), *([flags] if len(flags) > 1 else [])]
+        none = {field.name: 0 for field in fields if hints[field.name] == int | None}
+        choices = [{}, *({key: value} for key, value in (flags | none).items()), *([flags] if len(flags) > 1 else [])]
         for choice in choices:
             options = {"type": name, **choice}
             try:
