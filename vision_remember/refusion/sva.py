@@ -26,6 +26,7 @@ from vision_remember.local_attention import attend
 from vision_remember.original import load_original
 from vision_remember.plugins import Origin
 from vision_remember.refusion import Backbones, Insertion, Memory, Method, RefusionState
+from vision_remember.refusion.feed_forward import memory_reader
 
 ORIGIN = Origin(paper="arXiv 2406.16860", code="cambrian-mllm/cambrian", licence="Apache-2.0")
 
@@ -72,13 +73,7 @@ class SpatialVisionAggregator(Method):
         super().__init__(config, backbones)
         self.layers = config.layers or tuple(range(0, max(backbones.decoder_layers - 1, 1), 3))[:10]
         self.levels = config.levels or tuple(sorted({backbones.encoder_layers * k // 24 for k in (13, 18, 23)}))
-        width = config.width
-        self.projectors = nn.ModuleList(
-            nn.Sequential(
-                nn.Linear(backbones.feature_width, width), nn.GELU(), nn.Linear(width, width), nn.LayerNorm(width)
-            )
-            for _ in self.levels
-        )
+        self.projectors = nn.ModuleList(memory_reader(backbones.feature_width, config.width) for _ in self.levels)
 
     def memory(self, features: VisionFeatures, token_grid: Grid) -> Memory:
         """Rows ``float[B, V, M + W * L * M]``: the context of the image, then the token's window of every f_n.
