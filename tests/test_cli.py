@@ -281,7 +281,8 @@ def test_convert_makes_a_folder_that_can_be_asked_and_never_overwrites_one(page:
     result = run("convert", source, target, "--refusion", "{type: remember, layers: [0]}", "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
-    assert found["refusion"] == {"type": "remember", "layers": [0]} and found["resolution"]["mode"] == "anyres"
+    assert found["refusion"].items() >= {"type": "remember", "layers": [0]}.items()
+    assert found["resolution"]["mode"] == "anyres"
     answered = run("ask", page, "What?", "--model", target, "--max-new-tokens", 3, "--json")
     assert json.loads(answered.stdout)["new_tokens"] <= 3
     again = run("convert", source, target)

@@ -95,6 +95,23 @@ def strict_config(config_class: Any, values: Mapping[str, Any], *, where: str) -
     return config_class(**{key: _typed(value, hints[key], f"{where}: {key}") for key, value in values.items()})
 
 
+def settle(config: Any, **values: Any) -> Any:
+    """The config with a value for every option that it leaves open (None), so that nothing is left to defaults that may change."""
+    return dataclasses.replace(config, **{key: values[key] for key in values if getattr(config, key) is None})
+
+
+def options(name: str, config: Any) -> dict[str, Any]:
+    """A config as JSON holds it, ``{"type": name, every option}``: what ``build_config`` reads, with lists for tuples."""
+    return {"type": name, **listed(dataclasses.asdict(config))}
+
+
+def listed(value: Any) -> Any:
+    """A value as JSON gives it back: lists for tuples, inside of dicts too."""
+    if isinstance(value, dict):
+        return {key: listed(item) for key, item in value.items()}
+    return [listed(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def _rooms(room: str) -> list[str]:
     return [f"vision_remember.{room}", *_packages.get(room, [])]
 

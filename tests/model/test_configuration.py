@@ -6,6 +6,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, Qwen2Config, SiglipVisio
 from vision_remember.geometry import Grid
 from vision_remember.model import VisionRememberConfig
 from vision_remember.model.configuration import resolve_levels
+from vision_remember.refusion import Backbones
 
 VISION = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 48, "patch_size": 8}
 TEXT = {
@@ -28,7 +29,21 @@ def test_a_config_survives_a_round_trip_through_json(tmp_path):
     config.save_pretrained(tmp_path)
     again = VisionRememberConfig.from_pretrained(tmp_path)
     assert again.to_dict() == config.to_dict()
-    assert json.loads((tmp_path / "config.json").read_text())["refusion"] == {"type": "remember", "layers": [0, 2]}
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["refusion"]["layers"] == [0, 2] and saved["projector"] == {
+        "type": "avg_pool",
+        "level": -2,
+        "scale": 2,
+        "depth": 2,
+    }
+
+
+def test_a_saved_config_keeps_the_defaults_of_its_time(tmp_path, monkeypatch):
+    make(refusion={"type": "remember"}).save_pretrained(tmp_path)
+    monkeypatch.setattr(Backbones, "levels_at", lambda self, *parts, of: (1,))
+    assert make(refusion={"type": "remember"}).refusion["levels"] == [1], "a default has changed"
+    again = VisionRememberConfig.from_pretrained(tmp_path)
+    assert again.refusion["levels"] == [2, 3] and again.refusion["memory_width"] == VISION["hidden_size"]
 
 
 @pytest.mark.parametrize("vision", [CLIPVisionConfig(**VISION), SiglipVisionConfig(**VISION)])

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import inspect
 import itertools
+import json
 import sys
 import textwrap
 import typing
@@ -67,6 +68,17 @@ def test_the_config_is_frozen_and_has_defaults_for_everything(options):
         assert field.kw_only
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(config, field.name, None)
+
+
+def test_its_options_say_all_that_shapes_it(options):
+    projector = build(options)
+    config = getattr(projector, "config", plugins.build_config("projectors", options))
+    kept = json.loads(json.dumps(plugins.options(options["type"], config)))
+    assert {**kept, **plugins.listed(options)} == kept, "what was given stays"
+    again = build(kept)
+    assert {name: x.shape for name, x in again.state_dict().items()} == {
+        name: x.shape for name, x in projector.state_dict().items()
+    }
 
 
 def test_the_number_of_tokens_is_what_tokens_out_says(options):

@@ -1,6 +1,7 @@
 """What every re-fusion method must do, for every file of the room. No method is named here."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -47,6 +48,20 @@ def awake(options):
     """A method and its insertions, all of whose parameters do something."""
     refusion = wake(method(options))
     return refusion, wake(Inserted(refusion))
+
+
+@everyone
+def test_its_options_say_all_that_shapes_it(options):
+    refusion = method(options)
+    kept = json.loads(json.dumps(plugins.options(options["type"], refusion.config)))
+    assert {**kept, **plugins.listed(options)} == kept, "what was given stays"
+    assert None not in (kept.get("layers", ()), kept.get("levels", ())), "a default may change, a saved model not"
+    again = method(kept)
+    assert again.config == refusion.config
+    assert (again.layers, again.levels) == (refusion.layers, refusion.levels)
+    assert {name: x.shape for name, x in Inserted(again).state_dict().items()} == {
+        name: x.shape for name, x in Inserted(refusion).state_dict().items()
+    }
 
 
 @everyone

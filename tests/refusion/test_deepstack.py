@@ -10,6 +10,7 @@ from transformers import Qwen3VLConfig, Qwen3VLModel
 
 from tests.refusion.scene import BACKBONES, Inserted, build, rows_of_images
 from vision_remember.geometry import Grid, VisionFeatures
+from vision_remember.refusion import build_refusion
 
 C, D = BACKBONES.feature_width, BACKBONES.text_width
 GRIDS = [
@@ -126,7 +127,7 @@ def test_every_layer_adds_the_level_at_its_place_in_the_list():
 @pytest.mark.parametrize(("encoder", "levels"), [(27, (9, 17, 25)), (24, (8, 15, 22)), (2, (1,))])
 def test_the_default_levels_scale_with_the_encoder(encoder, levels):
     backbones = dataclasses.replace(BACKBONES, encoder_layers=encoder)
-    refusion = type(build("deepstack"))(build("deepstack").config, backbones)
+    refusion = build_refusion({"type": "deepstack"}, backbones)
     assert (refusion.levels, refusion.layers) == (levels, tuple(range(len(levels))))
 
 

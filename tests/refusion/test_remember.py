@@ -259,9 +259,8 @@ def test_a_module_that_is_not_zero_initialised_acts_at_once():
     ],
 )
 def test_the_default_layers_and_levels_scale_with_the_backbones(decoder, encoder, layers, levels):
-    remember = type(build("remember"))
     backbones = dataclasses.replace(BACKBONES, decoder_layers=decoder, encoder_layers=encoder)
-    refusion = remember(build("remember").config, backbones)
+    refusion = build_refusion({"type": "remember"}, backbones)
     assert refusion.layers == layers and refusion.levels == levels
 
 

@@ -8,6 +8,7 @@ import torch
 
 from tests.refusion.scene import BACKBONES, build, rows_of_images
 from vision_remember.geometry import Grid, VisionFeatures
+from vision_remember.refusion import build_refusion
 
 C, D, M, H, L = BACKBONES.feature_width, BACKBONES.text_width, 12, 3, 2
 OPTIONS = {"width": M, "num_heads": H, "levels": (3, 1), "layers": (0, 2)}
@@ -190,8 +191,8 @@ def test_windows_that_outgrow_the_position_tables_are_refused_with_both_numbers(
     ("decoder", "layers"), [(32, tuple(range(0, 30, 3))), (28, tuple(range(0, 27, 3))), (6, (0, 3)), (1, (0,))]
 )
 def test_the_default_layers_are_those_of_the_original_as_far_as_they_are_of_use(decoder, layers):
-    config = build("sva").config
-    assert type(build("sva"))(config, dataclasses.replace(BACKBONES, decoder_layers=decoder)).layers == layers
+    backbones = dataclasses.replace(BACKBONES, decoder_layers=decoder)
+    assert build_refusion({"type": "sva"}, backbones).layers == layers
 
 
 @pytest.mark.parametrize(

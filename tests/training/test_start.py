@@ -72,8 +72,12 @@ def test_a_start_model_with_another_re_fusion_is_refused(recipe_file, tmp_path):
     model, processor = build_model(load_recipe(recipe_file))
     model.save_pretrained(tmp_path / "start")
     processor.save_pretrained(tmp_path / "start")
-    with pytest.raises(ValueError, match="make them agree"):
-        build_model(load_recipe(recipe_file, [f"model.checkpoint={tmp_path / 'start'}", "model.refusion={type: none}"]))
+    start = f"model.checkpoint={tmp_path / 'start'}"
+    for refusion in ("{type: none}", "{type: remember, layers: [0], margin: 1}", "{type: remember, layers: [1]}"):
+        with pytest.raises(ValueError, match="make them agree"):
+            build_model(load_recipe(recipe_file, [start, f"model.refusion={refusion}"]))
+    default = f"{{type: remember, layers: [0], margin: 0, memory_width: {model.config.vision_config.hidden_size}}}"
+    build_model(load_recipe(recipe_file, [start, f"model.refusion={default}"]))
 
 
 def test_a_model_of_any_resolution_is_trained_and_its_checkpoint_keeps_the_setting(recipe_file, tmp_path):

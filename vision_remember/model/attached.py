@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalGeneration, PreTrainedModel
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel, image_size_to_num_patches
 
+from vision_remember import plugins
 from vision_remember.geometry import Grid, VisionFeatures
 from vision_remember.model import refusion_file
 from vision_remember.model.causal_lm import check_causal_lm
@@ -75,7 +76,7 @@ def attach(model: PreTrainedModel, *, refusion: dict | str | Path, seed: int = 0
     inner.refusion, inner.encoder_level_indices, inner.num_prefix_tokens = method, indices, num_prefix_tokens
     inner.token_grid = patch_grid(vision_config)
     inner.__class__, model.__class__ = _attached(inner.__class__), _saving(model.__class__)
-    inner.refusion_options = refusion
+    inner.refusion_options = plugins.options(refusion["type"], method.config)
     method.to(model.device, model.dtype)
     for layer in inner.language_model.layers:
         place = next(layer.parameters())

@@ -1,7 +1,8 @@
 """The config of a LLaVA-VR model: two backbones, a projector, a re-fusion method, and the token ids that join them.
 
-`projector` and `refusion` are plain dicts (`{"type": ..., options}`) so that they travel in `config.json`; `validate_architecture`
-builds the plug-ins' strict configs from them and checks levels and layers against the depth of the backbones, before any weight exists.
+`projector` and `refusion` are plain dicts (`{"type": ..., options}`) so that they travel in `config.json`, with every option, given or
+not: a default that changes later does not change a model saved before. `validate_architecture` builds the plug-ins' strict configs from
+them and checks levels and layers against the depth of the backbones, before any weight exists.
 """
 
 import difflib
@@ -86,14 +87,17 @@ class VisionRememberConfig(PreTrainedConfig):
                 raise ValueError(f"{room} must be a dict of options, got {getattr(self, room)!r}")
             if room != "resolution" and getattr(self, room) and "type" not in getattr(self, room):
                 raise ValueError(f"{room} options {getattr(self, room)} lack 'type', a file name in {room}")
-        self.projector = _plain(self.projector or {"type": "mlp"})
-        self.refusion = _plain(self.refusion or {"type": "none"})
-        self.resolution = _plain(self.resolution or {"mode": "pad"})
+        self.projector, self.refusion = self.projector or {"type": "mlp"}, self.refusion or {"type": "none"}
+        self.resolution = plugins.listed(self.resolution or {"mode": "pad"})
         super().__post_init__(**kwargs)
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
         # Levels are hidden states as the layers leave them; a tower's final norm must not slip into the last one.
         self.vision_config.tie_last_hidden_states = False
         self.validate_architecture()  # here too, because the strict decorator wraps errors into a type that is no ValueError
+        projector, refusion = self.build_plugins(torch.device("meta"))
+        given = plugins.build_config("projectors", self.projector)
+        self.projector = plugins.options(self.projector["type"], getattr(projector, "config", given))
+        self.refusion = plugins.options(self.refusion["type"], refusion.config)
 
     def validate_architecture(self) -> None:
         """Check the plug-ins' options, and their levels and layers against the backbones.
@@ -211,15 +215,6 @@ def resolve_levels(levels: Sequence[int], num_layers: int, room: str) -> tuple[i
         if not -count <= level < count:
             raise ValueError(f"{room} asks for encoder level {level}, the encoder has levels {-count} to {count - 1}")
     return tuple(level % count for level in levels)
-
-
-def _plain(options: dict) -> dict:
-    """Options as JSON gives them back, so that a config equals itself after a round trip."""
-    return {key: _listed(value) for key, value in options.items()}
-
-
-def _listed(value: Any) -> Any:
-    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _refuse_unknown(keys: Iterable[str], known: Iterable[str]) -> None:

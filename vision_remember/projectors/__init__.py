@@ -7,10 +7,13 @@ A projector is a plain ``nn.Module`` with
 - ``forward(features, num_tokens=None) -> float[B, V, D]``, tokens in the row-major order of that grid;
 - ``load_original(state_dict)``, where weights were published: takes the parameter names of the original implementation.
 
-A file may also say where its method comes from, in the constant ``ORIGIN``. Where a projector's tokens are a set (queries
-that look at the whole image), ``tokens_out`` gives as many cells in the shape closest to the patch grid, and the class says
-``tokens_are_a_set = True``, so that nobody lays the tokens of several tiles together as a map. Of a set that may have any
-number, ``anchored_counts`` are the numbers that a method with local windows accepts: those whose cells are like the patch grid's.
+Where a default follows from the widths, the attribute ``config`` holds the options with its value (``plugins.settle``), for
+``config.json``. A file may also say where its method comes from, in the constant ``ORIGIN``.
+
+Where a projector's tokens are a set (queries that look at the whole image), ``tokens_out`` gives as many cells in the shape
+closest to the patch grid, and the class says ``tokens_are_a_set = True``, so that nobody lays the tokens of several tiles
+together as a map. Of a set that may have any number, ``anchored_counts`` are the numbers that a method with local windows
+accepts: those whose cells are like the patch grid's.
 """
 
 from typing import Any

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from vision_remember.geometry import Grid, VisionFeatures, closest_grid
 from vision_remember.original import load_original
-from vision_remember.plugins import Origin
+from vision_remember.plugins import Origin, settle
 
 ORIGIN = Origin(paper="arXiv 2405.02246", code="huggingface/transformers models/idefics2", licence="Apache-2.0")
 
@@ -70,9 +70,9 @@ class Resampler(nn.Module):
 
     def __init__(self, config: Config, feature_width: int, text_width: int) -> None:
         super().__init__()
-        self.config = config
+        self.config = settle(config, intermediate_size=7 * text_width // 2)
         self.levels = (config.level,)
-        self.projection = GatedMlp(feature_width, config.intermediate_size or 7 * text_width // 2, text_width)
+        self.projection = GatedMlp(feature_width, self.config.intermediate_size, text_width)
         self.latents = nn.Parameter(torch.ones(config.num_latents, text_width))
         self.layers = nn.ModuleList(ResamplerLayer(config, text_width) for _ in range(config.depth))
         self.norm = nn.RMSNorm(text_width, eps=1e-6)

@@ -61,6 +61,14 @@ class Backbones:
             head_width=text.get("head_dim") or text_config.hidden_size // num_heads,
         )
 
+    def levels_at(self, *parts: int, of: int) -> tuple[int, ...]:
+        """The encoder's ``hidden_states`` at these parts of its depth, from the first layer's on: 13 of 24, scaled to any depth."""
+        return tuple(sorted({max(self.encoder_layers * part // of, 1) for part in parts}))
+
+    def layers_before(self, *parts: int, of: int) -> tuple[int, ...]:
+        """The decoder layers right before these parts of its depth, -1 before part 0: after 8 of 28 for part 1 of 3."""
+        return tuple(sorted({self.decoder_layers * part // of - 1 for part in parts}))
+
     def with_heads(self, num_heads: int | None, num_kv_heads: int | None) -> "Backbones":
         """The same with another number of heads of the same width; None keeps the LLM's.
 
@@ -79,6 +87,7 @@ class Method(nn.Module):
     """The part of a re-fusion method that all layers share; a plug-in file calls its own ``Refusion``.
 
     Attributes:
+        config: Its options, with the values of defaults that follow from the backbones (``plugins.settle``), for ``config.json``.
         layers: Decoder layers after which it acts, -1 being before the first.
         levels: The encoder's ``hidden_states`` that it reads.
         views: Enlarged pages that it wants beside the page itself, each as a grid of canvases: ``Grid(2, 2)`` is the page at

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vision_remember.geometry import Grid, VisionFeatures
 from vision_remember.original import load_original
-from vision_remember.plugins import Origin
+from vision_remember.plugins import Origin, settle
 from vision_remember.refusion import Backbones, Insertion, Memory, Method, RefusionState
 
 ORIGIN = Origin(paper="arXiv 2406.04334", code="huggingface/transformers models/qwen3_vl", licence="Apache-2.0")
@@ -51,10 +51,9 @@ class DeepStack(Method):
     """Holds the mergers, and makes a :class:`StackInsertion` for every layer."""
 
     def __init__(self, config: Config, backbones: Backbones) -> None:
-        super().__init__(config, backbones)
-        depth = backbones.encoder_layers
-        self.levels = config.levels or tuple(sorted({max(depth * k // 27, 1) for k in (9, 17, 25)}))
-        self.layers = config.layers or tuple(range(len(self.levels)))
+        levels = config.levels or backbones.levels_at(9, 17, 25, of=27)
+        super().__init__(settle(config, levels=levels, layers=tuple(range(len(levels)))), backbones)
+        self.layers, self.levels = self.config.layers, self.config.levels
         if len(self.layers) != len(self.levels):
             raise ValueError(
                 f"deepstack: {len(self.levels)} levels {self.levels} cannot enter after {len(self.layers)} layers "

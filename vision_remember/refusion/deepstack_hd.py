@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vision_remember.geometry import Grid
-from vision_remember.plugins import Origin
+from vision_remember.plugins import Origin, settle
 from vision_remember.refusion import Backbones, Memory, Method, RefusionState
 from vision_remember.refusion.deepstack import StackInsertion, stacked
 
@@ -56,8 +56,8 @@ class DeepStackHD(Method):
     """Asks for the enlarged page and makes its stacks."""
 
     def __init__(self, config: Config, backbones: Backbones) -> None:
-        super().__init__(config, backbones)
-        self.layers = config.layers or tuple(range(config.side**2))
+        super().__init__(settle(config, layers=tuple(range(config.side**2))), backbones)
+        self.layers = self.config.layers
         self.views = (Grid(config.side, config.side),)
 
     def memory_of_views(self, tokens: Tensor, token_grid: Grid) -> Memory:

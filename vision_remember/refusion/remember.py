@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from vision_remember.geometry import Grid, VisionFeatures, gather_windows, lattice_distances, windows
 from vision_remember.local_attention import attend
-from vision_remember.plugins import Origin
+from vision_remember.plugins import Origin, settle
 from vision_remember.refusion import Backbones, Insertion, Memory, Method, RefusionState
 from vision_remember.refusion.feed_forward import FeedForward, memory_reader
 
@@ -78,11 +78,11 @@ class VisionRemember(Method):
     """Makes the memory, once per image, and the :class:`RememberLayer` of every chosen decoder layer."""
 
     def __init__(self, config: Config, backbones: Backbones) -> None:
+        layers, levels = backbones.layers_before(0, 1, 2, of=3), backbones.levels_at(13, 18, 23, of=24)
+        config = settle(config, layers=layers, levels=levels, memory_width=backbones.feature_width)
         super().__init__(config, backbones.with_heads(config.num_heads, config.num_kv_heads))
-        self.layers = config.layers or tuple(sorted({backbones.decoder_layers * k // 3 - 1 for k in (0, 1, 2)}))
-        self.levels = config.levels or tuple(sorted({backbones.encoder_layers * k // 24 for k in (13, 18, 23)}))
+        self.layers, self.levels, inner = self.config.layers, self.config.levels, self.config.memory_width
         width = len(self.levels) * backbones.feature_width
-        inner = backbones.feature_width if config.memory_width is None else config.memory_width
         self.memory_width, self.reader = inner or width, memory_reader(width, inner) if inner else nn.Identity()
         self.has_windows, self.needs_whole_images, self.needs_guidance = True, config.bidirectional, config.guidance
 

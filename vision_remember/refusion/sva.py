@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from vision_remember.geometry import Grid, VisionFeatures, gather_windows, windows
 from vision_remember.local_attention import attend
 from vision_remember.original import load_original
-from vision_remember.plugins import Origin
+from vision_remember.plugins import Origin, settle
 from vision_remember.refusion import Backbones, Insertion, Memory, Method, RefusionState
 from vision_remember.refusion.feed_forward import memory_reader
 
@@ -70,9 +70,9 @@ class SpatialVisionAggregator(Method):
     """Projects every level once per image, and makes the :class:`SamplerLayer` of every chosen decoder layer."""
 
     def __init__(self, config: Config, backbones: Backbones) -> None:
-        super().__init__(config, backbones)
-        self.layers = config.layers or tuple(range(0, max(backbones.decoder_layers - 1, 1), 3))[:10]
-        self.levels = config.levels or tuple(sorted({backbones.encoder_layers * k // 24 for k in (13, 18, 23)}))
+        layers = tuple(range(0, max(backbones.decoder_layers - 1, 1), 3))[:10]
+        super().__init__(settle(config, layers=layers, levels=backbones.levels_at(13, 18, 23, of=24)), backbones)
+        self.layers, self.levels = self.config.layers, self.config.levels
         self.projectors = nn.ModuleList(memory_reader(backbones.feature_width, config.width) for _ in self.levels)
 
     def memory(self, features: VisionFeatures, token_grid: Grid) -> Memory:

@@ -130,12 +130,12 @@ def freeze(model: VisionRememberForConditionalGeneration, training: TrainingSect
 
 
 def _must_agree(section: ModelSection, config: VisionRememberConfig) -> None:
-    for room, wanted, found in (
-        ("projectors", section.projector, config.projector),
-        ("refusion", section.refusion, config.refusion),
-    ):
-        is_added = room == "refusion" and dict(found or {}) == {"type": "none"}
-        if not is_added and plugins.build_config(room, wanted) != plugins.build_config(room, dict(found or {})):
+    for room in ("projector", "refusion"):
+        wanted, found = getattr(section, room), getattr(config, room)
+        if room == "refusion" and found == {"type": "none"}:
+            continue  # it is added
+        complete = VisionRememberConfig(**{**config.to_dict(), room: wanted})
+        if getattr(complete, room) != found:
             raise ValueError(
                 f"model.checkpoint {section.checkpoint} has {room} {found}, the recipe says {wanted}; make them agree"
             )
