@@ -15,8 +15,9 @@ from vision_remember.evaluation.wording import (
     average_sentence,
     difference_sentence,
     ends,
-    gain_sentence,
+    gain_sentences,
     layout_sentence,
+    no_gain_sentences,
     starts_sentence,
 )
 
@@ -98,7 +99,7 @@ def _opening(results: Results) -> Markup:
     sentences += [average_sentence(title, average) for title, average in averages.items()]
     if len(summary["differences"]) <= PAIRS_AT_THE_TOP:
         sentences += [difference_sentence(pair) for pair in summary["differences"]]
-    sentences += [gain_sentence(name, gain) for name, gain in summary["recovered"].items() if gain["mean"] is None]
+    sentences += no_gain_sentences(summary["recovered"])
     return joined(
         (
             element("p", f"Vision Remember / comparison {results['name']}", css="kicker"),
@@ -151,7 +152,7 @@ def _costs(results: Results) -> Markup:
 def _tokens(results: Results) -> Markup:
     summary = results["summary"]
     lines = [apart_sentence(name, reason) for name, reason in results["apart"].items()]
-    lines += [gain_sentence(name, gain) for name, gain in summary["recovered"].items() if gain["mean"] is not None]
+    lines += gain_sentences(summary["recovered"])
     lines += [average_sentence(title, average) for title, average in summary["averages"].items()]
     lines += [layout_sentence(name, layout) for name, layout in summary["layout"].items()]
     return element("ul", *(element("li", line) for line in lines)) if lines else Markup("")

@@ -150,7 +150,7 @@ def _summary(comparison: Comparison, table: AnswerTable) -> dict[str, Any]:
             continue
         compressed = comparison.compressed_twin(row)
         if compressed is None:
-            reason = f"no row has the projector, tokens and overrides of {row.name} with the re-fusion none"
+            reason = "no row is the same but for re-fusion"
             summary["recovered"][row.name] = {"mean": None, "ci95": None, "reason": reason}
             continue
         summary["recovered"][row.name] = recovered(

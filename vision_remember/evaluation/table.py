@@ -14,8 +14,9 @@ from vision_remember.evaluation.wording import (
     average_sentence,
     difference_sentence,
     ends,
-    gain_sentence,
+    gain_sentences,
     layout_sentence,
+    no_gain_sentences,
 )
 
 
@@ -48,7 +49,7 @@ def results_table(results: Mapping[str, Any]) -> Group:
             f"{rows[name]['prefill_ms']:.1f} ms",
         )
     sentences = [apart_sentence(name, reason) for name, reason in results["apart"].items()]
-    sentences += [gain_sentence(name, gain) for name, gain in summary["recovered"].items()]
+    sentences += gain_sentences(summary["recovered"]) + no_gain_sentences(summary["recovered"])
     sentences += [average_sentence(title, average) for title, average in summary["averages"].items()]
     sentences += [difference_sentence(difference) for difference in summary["differences"]]
     sentences += [layout_sentence(name, layout) for name, layout in summary["layout"].items()]

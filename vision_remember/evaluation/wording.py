@@ -4,13 +4,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def gain_sentence(name: str, gain: Mapping[str, Any]) -> str:
-    """Say what a row recovered, or why that cannot be said."""
-    if gain["mean"] is None:
-        return f"For {name}, recovery is not defined: {gain['reason']}."
-    distance = f"{100 * gain['lead']:.1f} points between {gain['compressed']} and {gain['uncompressed']}"
-    spread = f"95 % interval {ends(gain['ci95'])}" if gain["ci95"] else f"no finite interval: {gain['reason']}"
-    return f"{name} recovers {gain['mean']:.2f} of the {distance} ({spread})."
+def gain_sentences(gains: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Say what every row recovered of which that can be said."""
+    sentences = []
+    for name, gain in gains.items():
+        if gain["mean"] is not None:
+            distance = f"{100 * gain['lead']:.1f} points between {gain['compressed']} and {gain['uncompressed']}"
+            spread = f"95 % interval {ends(gain['ci95'])}" if gain["ci95"] else f"no finite interval: {gain['reason']}"
+            sentences.append(f"{name} recovers {gain['mean']:.2f} of the {distance} ({spread}).")
+    return sentences
+
+
+def no_gain_sentences(gains: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Say of which rows recovery cannot be told, and why, those with the same reason together."""
+    alike: dict[str, list[str]] = {}
+    for name, gain in gains.items():
+        if gain["mean"] is None:
+            alike.setdefault(gain["reason"], []).append(name)
+    return [f"For {', '.join(names)}, recovery is not defined: {reason}." for reason, names in alike.items()]
 
 
 def average_sentence(title: str, average: Mapping[str, Any]) -> str:

@@ -169,7 +169,7 @@ class TrainingSection:
             them; empty: as many as the projector makes by itself.
         every_rate: take the samples of a step at each of these numbers, instead of at the one that is drawn.
         warmup_ratio: share of the steps in which the rates rise to their peak.
-        cache_features: compute the frozen encoder's levels once per image and keep them in memory.
+        cache_features: compute the frozen encoder's levels once per image, in float32 whatever the precision, and keep them in memory.
         save_every: steps between checkpoints; 0 saves only when interrupted.
         log_every: steps between two lines of progress.
     """
