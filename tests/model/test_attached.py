@@ -10,6 +10,7 @@ from transformers import LlavaForConditionalGeneration
 from tests.model.hosts import HOSTS, IMAGE_TOKEN, build_host, prompts
 from tests.tiny import save_language_model
 from vision_remember import attach
+from vision_remember.model import refusion_file
 
 V1 = {"type": "remember", "layers": [-1, 1], "levels": [1, 3], "margin": 1}
 OWN_PATCH = {"type": "remember", "layers": [0], "levels": [3], "memory_width": 0}
@@ -193,6 +194,8 @@ def test_saved_parameters_come_back_into_a_fresh_copy(kind, tmp_path):
     again = attach(build_host(kind), refusion=tmp_path / "remember.safetensors")
     assert torch.equal(again(**inputs).logits, model(**inputs).logits)
     assert set(inserted(again)) == {name for name in again.state_dict() if "refusion" in name}
+    options, _ = refusion_file.read(tmp_path / "remember.safetensors")
+    assert options["memory_width"] == model.config.vision_config.hidden_size, "the default of its time"
 
 
 def test_files_of_other_models_are_refused(tmp_path):
