@@ -5,7 +5,7 @@ import textwrap
 
 import pytest
 
-from vision_remember import plugins
+from vision_remember import build_projector, plugins
 
 PLUGIN = """
 from dataclasses import dataclass
@@ -98,3 +98,33 @@ def test_a_missing_option_and_a_missing_type_are_named(room):
 def test_a_choice_is_refused_with_the_nearest_one():
     with pytest.raises(ValueError, match="head is 'intern_vl'; did you mean 'internvl'"):
         plugins.build_config("projectors", {"type": "pixel_shuffle", "head": "intern_vl"})
+
+
+SUBCLASS = """
+from dataclasses import dataclass
+
+from vision_remember.projectors import avg_pool
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    scale: int = 2
+    gain: float = 1.0
+
+class Projector(avg_pool.AvgPool):
+    def __init__(self, config, feature_width, text_width):
+        super().__init__(avg_pool.Config(scale=config.scale), feature_width, text_width)
+        self.gain = config.gain
+"""
+
+
+def test_the_options_of_a_plugin_that_passes_another_config_to_its_parent_are_kept(room):
+    (room / "louder_pool.py").write_text(textwrap.dedent(SUBCLASS))
+    options = {"type": "louder_pool", "gain": 3}
+    projector = build_projector(**options, feature_width=4, text_width=4)
+    assert plugins.complete("projectors", options, projector) == {"type": "louder_pool", "scale": 2, "gain": 3.0}
+
+
+def test_options_that_json_cannot_give_back_stay_as_they_were_given(room):
+    (room / "odd.py").write_text(textwrap.dedent(PLUGIN) + "    size: object = (1, 2)\n    inner: complex = 1j\n")
+    options = {"type": "odd", "width": 4, "layers": (1, 2)}
+    assert plugins.complete("projectors", options, object()) == {"type": "odd", "width": 4, "layers": [1, 2]}

@@ -100,9 +100,22 @@ def settle(config: Any, **values: Any) -> Any:
     return dataclasses.replace(config, **{key: values[key] for key in values if getattr(config, key) is None})
 
 
-def options(name: str, config: Any) -> dict[str, Any]:
-    """A config as JSON holds it, ``{"type": name, every option}``: what ``build_config`` reads, with lists for tuples."""
-    return {"type": name, **listed(dataclasses.asdict(config))}
+def complete(room: str, options: Mapping[str, Any], plugin: Any) -> dict[str, Any]:
+    """The options of a built plug-in as JSON holds them, given or not: ``{"type": name, every option}``, with lists for tuples.
+
+    Its attribute ``config`` counts where it is of the file's own ``Config``, with what was settled. Options that JSON could not give back
+    (those of a plug-in whose ``Config`` has fields of other types) stay as they were given.
+    """
+    config = build_config(room, options)
+    if type(getattr(plugin, "config", None)) is type(config):
+        config = plugin.config
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.init}
+    found = {"type": options["type"], **listed(values)}
+    try:
+        is_whole = build_config(room, found) == config
+    except (TypeError, ValueError):
+        is_whole = False
+    return found if is_whole else listed(dict(options))
 
 
 def listed(value: Any) -> Any:

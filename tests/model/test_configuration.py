@@ -46,6 +46,14 @@ def test_a_saved_config_keeps_the_defaults_of_its_time(tmp_path, monkeypatch):
     assert again.refusion["levels"] == [2, 3] and again.refusion["memory_width"] == VISION["hidden_size"]
 
 
+def test_a_config_that_was_saved_with_fewer_options_is_filled_up(tmp_path):
+    make(refusion={"type": "remember", "layers": [0]}).save_pretrained(tmp_path)
+    whole = json.loads((tmp_path / "config.json").read_text())
+    short = {**whole, "refusion": {"type": "remember", "layers": [0]}}
+    (tmp_path / "config.json").write_text(json.dumps(short))
+    assert VisionRememberConfig.from_pretrained(tmp_path).refusion == whole["refusion"]
+
+
 @pytest.mark.parametrize("vision", [CLIPVisionConfig(**VISION), SiglipVisionConfig(**VISION)])
 @pytest.mark.parametrize("text", [Qwen2Config(**TEXT), LlamaConfig(**TEXT)])
 def test_any_registered_pair_is_accepted(vision, text):

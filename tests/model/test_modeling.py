@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -88,6 +89,15 @@ def test_a_fresh_remember_equals_none_on_images_bit_for_bit(build, processor):
         found = build(method)(**batch)
         assert torch.equal(found.logits, expected.logits)
         assert torch.equal(found.loss, expected.loss)
+
+
+def test_options_that_are_changed_while_loading_are_saved_whole(build, tmp_path):
+    before = build({"type": "remember", "layers": [1]})
+    before.save_pretrained(tmp_path / "before")
+    after = type(before).from_pretrained(tmp_path / "before", refusion={"type": "remember", "layers": [1], "focus": 0})
+    after.save_pretrained(tmp_path / "after")
+    saved = [json.loads((tmp_path / name / "config.json").read_text())["refusion"] for name in ("before", "after")]
+    assert saved[1] == {**saved[0], "focus": 0.0}
 
 
 def test_a_stirred_remember_does_change_the_answer(build, processor):

@@ -73,8 +73,9 @@ def test_a_start_model_with_another_re_fusion_is_refused(recipe_file, tmp_path):
     model.save_pretrained(tmp_path / "start")
     processor.save_pretrained(tmp_path / "start")
     start = f"model.checkpoint={tmp_path / 'start'}"
-    for refusion in ("{type: none}", "{type: remember, layers: [0], margin: 1}", "{type: remember, layers: [1]}"):
-        with pytest.raises(ValueError, match="make them agree"):
+    others = ("{type: none}", "{type: sva, layers: [99]}", "{type: remember, layers: [0], margin: 1}")
+    for refusion in others:
+        with pytest.raises(ValueError, match="has refusion {'type': 'remember', .*make them agree"):
             build_model(load_recipe(recipe_file, [start, f"model.refusion={refusion}"]))
     default = f"{{type: remember, layers: [0], margin: 0, memory_width: {model.config.vision_config.hidden_size}}}"
     build_model(load_recipe(recipe_file, [start, f"model.refusion={default}"]))

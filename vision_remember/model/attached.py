@@ -76,7 +76,7 @@ def attach(model: PreTrainedModel, *, refusion: dict | str | Path, seed: int = 0
     inner.refusion, inner.encoder_level_indices, inner.num_prefix_tokens = method, indices, num_prefix_tokens
     inner.token_grid = patch_grid(vision_config)
     inner.__class__, model.__class__ = _attached(inner.__class__), _saving(model.__class__)
-    inner.refusion_options = plugins.options(refusion["type"], method.config)
+    inner.refusion_options = plugins.complete("refusion", refusion, method)
     method.to(model.device, model.dtype)
     for layer in inner.language_model.layers:
         place = next(layer.parameters())

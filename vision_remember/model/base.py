@@ -49,6 +49,9 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
         super().__init__(config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.multi_modal_projector, self.refusion = config.build_plugins()
+        config.keep_options(
+            self.multi_modal_projector, self.refusion
+        )  # again: `from_pretrained(..., refusion=...)` sets them late
         self.language_model = AutoModel.from_config(config.text_config)
         attach(self.language_model, self.refusion)
         for plugin in (self.multi_modal_projector, self.refusion, *insertions(self.language_model)):

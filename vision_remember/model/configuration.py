@@ -94,10 +94,7 @@ class VisionRememberConfig(PreTrainedConfig):
         # Levels are hidden states as the layers leave them; a tower's final norm must not slip into the last one.
         self.vision_config.tie_last_hidden_states = False
         self.validate_architecture()  # here too, because the strict decorator wraps errors into a type that is no ValueError
-        projector, refusion = self.build_plugins(torch.device("meta"))
-        given = plugins.build_config("projectors", self.projector)
-        self.projector = plugins.options(self.projector["type"], getattr(projector, "config", given))
-        self.refusion = plugins.options(self.refusion["type"], refusion.config)
+        self.keep_options(*self.build_plugins(torch.device("meta")))
 
     def validate_architecture(self) -> None:
         """Check the plug-ins' options, and their levels and layers against the backbones.
@@ -133,6 +130,11 @@ class VisionRememberConfig(PreTrainedConfig):
             if name := values[part].get("_name_or_path"):
                 values[part]["_name_or_path"] = public_name(name)
         return values
+
+    def keep_options(self, projector: Any, refusion: Any) -> None:
+        """Note every option of the two built plug-ins, given or not."""
+        self.projector = plugins.complete("projectors", self.projector, projector)
+        self.refusion = plugins.complete("refusion", self.refusion, refusion)
 
     def build_plugins(self, device: torch.device | None = None) -> tuple[Any, Any]:
         """Make the projector and the re-fusion module that this config describes."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vision_remember.geometry import Grid, VisionFeatures, closest_grid
 from vision_remember.original import LLAVA_PREFIXES, load_original
-from vision_remember.plugins import Origin
+from vision_remember.plugins import Origin, settle
 from vision_remember.projectors.cells import from_map, to_map
 from vision_remember.projectors.packed_attention import PackedProjections
 
@@ -64,7 +64,7 @@ class Mqt(nn.Module):
 
     def __init__(self, config: Config, feature_width: int, text_width: int) -> None:
         super().__init__()
-        self.config = config
+        self.config = settle(config, num_tokens=config.num_queries)
         self.levels = (config.level,)
         self.query = nn.Parameter(torch.empty(config.num_queries, feature_width))
         nn.init.trunc_normal_(self.query, std=0.02)
@@ -125,8 +125,7 @@ class Mqt(nn.Module):
         load_original(self, state_dict, renames, prefixes=LLAVA_PREFIXES)
 
     def _num_tokens(self, num_tokens: int | None) -> int:
-        default = self.config.num_queries if self.config.num_tokens is None else self.config.num_tokens
-        m = default if num_tokens is None else num_tokens
+        m = self.config.num_tokens if num_tokens is None else num_tokens
         if not 1 <= m <= self.config.num_queries:
             raise ValueError(f"mqt has {self.config.num_queries} queries, it cannot make {m} tokens; ask for fewer")
         return m

@@ -61,6 +61,11 @@ class Backbones:
             head_width=text.get("head_dim") or text_config.hidden_size // num_heads,
         )
 
+    @property
+    def heads(self) -> dict[str, int]:
+        """The LLM's heads, for options of these names."""
+        return {"num_heads": self.num_heads, "num_kv_heads": self.num_kv_heads}
+
     def levels_at(self, *parts: int, of: int) -> tuple[int, ...]:
         """The encoder's ``hidden_states`` at these parts of its depth, from the first layer's on: 13 of 24, scaled to any depth."""
         return tuple(sorted({max(self.encoder_layers * part // of, 1) for part in parts}))

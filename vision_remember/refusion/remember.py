@@ -79,7 +79,7 @@ class VisionRemember(Method):
 
     def __init__(self, config: Config, backbones: Backbones) -> None:
         layers, levels = backbones.layers_before(0, 1, 2, of=3), backbones.levels_at(13, 18, 23, of=24)
-        config = settle(config, layers=layers, levels=levels, memory_width=backbones.feature_width)
+        config = settle(config, layers=layers, levels=levels, memory_width=backbones.feature_width, **backbones.heads)
         super().__init__(config, backbones.with_heads(config.num_heads, config.num_kv_heads))
         self.layers, self.levels, inner = self.config.layers, self.config.levels, self.config.memory_width
         width = len(self.levels) * backbones.feature_width

@@ -134,11 +134,13 @@ def _must_agree(section: ModelSection, config: VisionRememberConfig) -> None:
         wanted, found = getattr(section, room), getattr(config, room)
         if room == "refusion" and found == {"type": "none"}:
             continue  # it is added
-        complete = VisionRememberConfig(**{**config.to_dict(), room: wanted})
-        if getattr(complete, room) != found:
-            raise ValueError(
-                f"model.checkpoint {section.checkpoint} has {room} {found}, the recipe says {wanted}; make them agree"
-            )
+        differ = f"model.checkpoint {section.checkpoint} has {room} {found}, the recipe says"
+        try:
+            complete = getattr(VisionRememberConfig(**{**config.to_dict(), room: wanted}), room)
+        except ValueError as error:
+            raise ValueError(f"{differ} {wanted}; make them agree") from error
+        if complete != found:
+            raise ValueError(f"{differ} {complete}; make them agree")
     if section.resolution is not None and _resolution(section.resolution) != _resolution(config.resolution):
         raise ValueError(
             f"model.checkpoint {section.checkpoint} has resolution {config.resolution}, the recipe says {section.resolution}; leave it out"
