@@ -49,9 +49,8 @@ class VisionRememberModel(VisionRememberPreTrainedModel):
         super().__init__(config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.multi_modal_projector, self.refusion = config.build_plugins()
-        config.keep_options(
-            self.multi_modal_projector, self.refusion
-        )  # again: `from_pretrained(..., refusion=...)` sets them late
+        # Not only in the config itself: `from_pretrained(..., refusion=...)` sets them when it is made.
+        config.keep_options(self.multi_modal_projector, self.refusion)
         self.language_model = AutoModel.from_config(config.text_config)
         attach(self.language_model, self.refusion)
         for plugin in (self.multi_modal_projector, self.refusion, *insertions(self.language_model)):
