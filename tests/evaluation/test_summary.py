@@ -13,7 +13,7 @@ from vision_remember.evaluation.summary import (
     row_scores,
     tabulate,
 )
-from vision_remember.evaluation.wording import average_sentence, no_gain_sentences
+from vision_remember.evaluation.wording import average_sentence
 
 SEEDS = (0, 1, 2)
 PARTS = {"compressed": "avg_pool", "uncompressed": "uncompressed", "fine": made_up.FINE}
@@ -158,12 +158,3 @@ def _worsened(records, lost: int):
             record, left = dataclasses.replace(record, exact_match=0.0), left - 1
         changed.append(record)
     return changed
-
-
-def test_rows_that_recover_nothing_for_one_reason_are_told_together() -> None:
-    alone = {"mean": None, "reason": "no row is the same but for re-fusion"}
-    gains = {"a": alone, "b": {"mean": None, "reason": "u leads c by 1.0 points, less than 5"}, "c": alone}
-    assert no_gain_sentences(gains) == [
-        "For a, c, recovery is not defined: no row is the same but for re-fusion.",
-        "For b, recovery is not defined: u leads c by 1.0 points, less than 5.",
-    ]
