@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vision_remember.training.optimizer import build_optimizer
+from vision_remember.training.optimizer import MuonAndAdamW, build_optimizer
 from vision_remember.training.recipe import TrainingSection
 
 
@@ -151,3 +151,14 @@ def test_a_closure_is_called_once_with_gradients():
         return loss
 
     assert optimizer.step(closure).requires_grad and calls == [True]
+
+
+def test_muon_computes_in_float32_on_a_cpu_and_leaves_the_gradients_alone():
+    matrix = nn.Parameter(torch.zeros(6, 4, dtype=torch.float64))
+    matrix.grad = gradient = torch.linspace(-1, 1, 24, dtype=torch.float64).reshape(6, 4)
+    before = gradient.clone()
+    optimizer = MuonAndAdamW(torch.optim.Muon([matrix], lr=1.0, weight_decay=0.0, momentum=0.0, nesterov=False), None)
+    optimizer.step()
+    rounded = matrix.detach().float().double()
+    assert torch.equal(rounded, matrix) and not torch.equal(matrix.detach().bfloat16().double(), matrix)
+    assert torch.equal(matrix.grad, before)

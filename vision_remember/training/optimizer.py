@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from vision_remember.training.recipe import TrainingSection
 
@@ -71,9 +72,19 @@ class MuonAndAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for optimizer in self.both:
-            optimizer.step()
+        with Float32OnCPU():
+            for optimizer in self.both:
+                optimizer.step()
         return loss
+
+
+class Float32OnCPU(TorchFunctionMode):
+    """Tensors on a CPU that were to become bfloat16, as `torch.optim.Muon` computes in, become float32: most CPUs only emulate bfloat16."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is Tensor.bfloat16 and args[0].is_cpu:
+            return args[0].float().clone()
+        return func(*args, **(kwargs or {}))
 
 
 def _group(part: str, parameters: list[nn.Parameter], rate: float | None, decay: float) -> list[Group]:

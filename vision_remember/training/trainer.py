@@ -199,6 +199,12 @@ class SaveEvery(TrainerCallback):
 def _check_machine(recipe: Recipe) -> None:
     if recipe.training.precision == "bfloat16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         raise ValueError("training.precision is bfloat16, which this GPU does not compute; use float32")
+    if recipe.training.precision == "bfloat16" and not (torch.cuda.is_available() or _computes_bfloat16()):
+        log.warning("training.precision is bfloat16, which this CPU only emulates: float32 is several times as fast")
+
+
+def _computes_bfloat16() -> bool:
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _check_room(folder: Path, parameters: dict[str, dict[str, int]]) -> None:
