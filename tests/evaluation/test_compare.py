@@ -226,6 +226,17 @@ def test_shards_make_one_comparison(results: dict, home: Path) -> None:
     assert whole is not None and _without_timings(whole) == _without_timings(results)
 
 
+def test_finished_rows_are_one_comparison_without_their_weights(results: dict, home: Path) -> None:
+    out = home / "copied"
+    for path in _files(home / "whole", "*"):
+        own = path.relative_to(home / "whole")
+        if path.is_file() and own.parts[0] == "rows" and ("training" not in own.parts or path.parent.name == "model"):
+            if path.suffix != ".safetensors":
+                (out / own).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, out / own)
+    assert _without_timings(compare(home / "compare.yaml", seeds=SEEDS, out=out)) == _without_timings(results)
+
+
 def test_an_elastic_model_is_trained_once_and_answers_at_each_of_its_rates(home: Path) -> None:
     shared = "projector: {type: avg_pool, scale: 3}, refusion: {type: remember}, overrides: {training.tokens_per_image: [9, 4]}"
     text = (home / "compare.yaml").read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from vision_remember.model import VisionRememberForConditionalGeneration, VisionRememberProcessor
 from vision_remember.model.chat import first_question
 from vision_remember.model.engine import Engine, Request
-from vision_remember.training import FeatureCache, TrainingInterrupted, train
+from vision_remember.training import FeatureCache, TrainingInterrupted, train, trainer
 from vision_remember.training.start import build_model
 from vision_remember.training.watch import Progress
 
@@ -267,6 +267,14 @@ def test_loader_workers_and_activation_checkpointing_change_nothing(make_recipe,
 def test_bfloat16_trains_on_a_cpu(make_recipe, tmp_path):
     train(make_recipe("training.precision=bfloat16", "training.steps=2"), output_dir=tmp_path / "run")
     assert all(tensor.dtype == torch.float32 for tensor in weights(tmp_path / "run").values())
+
+
+@pytest.mark.parametrize("is_native", [True, False])
+def test_a_cpu_that_only_emulates_bfloat16_is_told_of(make_recipe, tmp_path, monkeypatch, caplog, is_native):
+    monkeypatch.setattr(trainer, "_computes_bfloat16", lambda: is_native)
+    for precision in ("bfloat16", "float32"):
+        train(make_recipe(f"training.precision={precision}", "training.steps=1"), output_dir=tmp_path / precision)
+    assert caplog.text.count("float32 is several times as fast") == (0 if is_native else 1)
 
 
 def test_rates_rise_fall_and_keep_their_proportion(make_recipe, tmp_path):

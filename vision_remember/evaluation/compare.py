@@ -43,7 +43,7 @@ def compare(
         out: folder of the comparison.
         overrides: `evaluation.count=500`, dotted keys of the comparison.
         shard: (i, n) trains only every n-th model, from the i-th on, and has it answer. Processes or machines that share `out`, or whose
-            `out/rows` are copied together, make one comparison; the times of its rows are then not measured side by side.
+            `out/rows` are copied together, weights left out, make one comparison; its training times are then not measured side by side.
         console: where progress is shown; None shows none.
 
     Returns:
@@ -81,7 +81,7 @@ def compare(
     if not all(folder.is_finished for folder in folders):
         return None
     first = [folder for folder in folders if folder.seed == seeds[0]]
-    engines = {folder.row.name: folder.engine() for folder in first}
+    engines = {folder.row.name: folder.engine(with_weights=False) for folder in first}
     question = tasks[splits[0]][0]
     results = build_results(
         comparison,

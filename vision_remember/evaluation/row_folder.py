@@ -4,6 +4,9 @@ row.json             what this row is: its recipe, its questions and the bytes o
 training/            the run folder of the trainer, which resumes by itself
 answers-SPLIT.jsonl  every answer
 finished.json        what training left behind; written last, so a row is finished if and only if this file is there
+
+Of a finished row these files are enough, with those of `training/model` that are no weights: what lies beside them may be deleted, and need
+not be copied to where the rows of several machines become one comparison.
 """
 
 import hashlib
@@ -63,9 +66,10 @@ class RowFolder:
         """The trainer's run folder, which rows of one model share."""
         return self.path.parents[1] / self.row.trained_folder / self.path.name / "training"
 
-    def engine(self) -> Engine:
-        """The trained model, ready to answer at the row's number of tokens."""
-        return Engine.load(str(self.training / "model"), tokens_per_image=self.row.tokens)
+    def engine(self, *, with_weights: bool = True) -> Engine:
+        """The trained model, ready to answer at the row's number of tokens; without weights one that costs as much."""
+        path = str(self.training / "model")
+        return Engine.load(path, tokens_per_image=self.row.tokens, with_weights=with_weights)
 
     @property
     def is_finished(self) -> bool:

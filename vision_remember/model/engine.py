@@ -94,18 +94,28 @@ class Engine:
         self._end_ids = sorted({processor.template.end_id, *([ends] if isinstance(ends, int) else ends)})
 
     @classmethod
-    def load(cls, path: str | Path, *, device: str | None = None, tokens_per_image: int | None = None) -> "Engine":
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        device: str | None = None,
+        tokens_per_image: int | None = None,
+        with_weights: bool = True,
+    ) -> "Engine":
         """Load a model and its processor.
 
         Args:
             path: A folder or hub id with what `save_pretrained` of model and processor wrote, or `embedded/NAME`.
             device: None takes the first GPU if there is one, else the CPU.
             tokens_per_image: Vision tokens V that stand for an image; None: as many as the projector makes by itself.
+            with_weights: False reads no weights and takes fresh ones, which costs as much to run and says nothing of use.
         """
         path = model_path(path)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = VisionRememberForConditionalGeneration.from_pretrained(path).to(device)
-        return cls(model, VisionRememberProcessor.from_pretrained(path), tokens_per_image=tokens_per_image)
+        kind = VisionRememberForConditionalGeneration
+        model = kind.from_pretrained(path) if with_weights else kind(kind.config_class.from_pretrained(path))
+        processor = VisionRememberProcessor.from_pretrained(path)
+        return cls(model.to(device), processor, tokens_per_image=tokens_per_image)
 
     def ask(self, image: Image.Image | bytes | str | Path, question: str) -> str:
         """Ask one question about one image.
