@@ -154,12 +154,15 @@ def test_a_closure_is_called_once_with_gradients():
     assert optimizer.step(closure).requires_grad and calls == [True]
 
 
-def test_muon_computes_in_float32_on_a_cpu_and_leaves_the_gradients_alone():
+@pytest.mark.parametrize("is_emulated", [True, False])
+def test_where_bfloat16_is_emulated_muon_computes_in_float32_and_leaves_gradients_alone(monkeypatch, is_emulated):
+    monkeypatch.setattr("vision_remember.training.optimizer.emulates_bfloat16", lambda: is_emulated)
     matrix = nn.Parameter(torch.zeros(4, 4, dtype=torch.float64))
     matrix.grad = gradient = torch.linspace(-1, 1, 16, dtype=torch.float64).reshape(4, 4)
     before = gradient.clone()
-    optimizer = MuonAndAdamW(torch.optim.Muon([matrix], lr=1.0, weight_decay=0.0, momentum=0.0, nesterov=False), None)
-    optimizer.step()
+    muon = torch.optim.Muon([matrix], lr=1.0, weight_decay=0.0, momentum=0.0, nesterov=False)
+    MuonAndAdamW(muon, None).step()
     update = matrix.detach()
-    assert torch.equal(update.float().double(), update) and not torch.equal(update.bfloat16().double(), update)
+    assert torch.equal(update.float().double(), update)
+    assert torch.equal(update.bfloat16().double(), update) != is_emulated
     assert torch.equal(matrix.grad, before)

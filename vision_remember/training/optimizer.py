@@ -79,12 +79,17 @@ class MuonAndAdamW(torch.optim.Optimizer):
 
 
 class Float32OnCPU(TorchFunctionMode):
-    """Tensors on a CPU that were to become bfloat16, as `torch.optim.Muon` computes in, become float32: most CPUs only emulate bfloat16."""
+    """Tensors on a CPU that were to become bfloat16, as `torch.optim.Muon` computes in, become float32 where that is many times as fast."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is Tensor.bfloat16 and args[0].is_cpu:
+        if func is Tensor.bfloat16 and args[0].is_cpu and emulates_bfloat16():
             return args[0].float().clone()
         return func(*args, **(kwargs or {}))
+
+
+def emulates_bfloat16() -> bool:
+    """Whether the CPU has no instructions for bfloat16."""
+    return not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _group(part: str, parameters: list[nn.Parameter], rate: float | None, decay: float) -> list[Group]:

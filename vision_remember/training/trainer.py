@@ -24,6 +24,7 @@ from transformers import TrainerCallback
 from vision_remember.training import checkpoint, distributed, run_folder
 from vision_remember.training.batches import Batches
 from vision_remember.training.features import FeatureCache
+from vision_remember.training.optimizer import emulates_bfloat16
 from vision_remember.training.order import SampleOrder
 from vision_remember.training.recipe import Recipe
 from vision_remember.training.stage import StageTrainer
@@ -199,12 +200,8 @@ class SaveEvery(TrainerCallback):
 def _check_machine(recipe: Recipe) -> None:
     if recipe.training.precision == "bfloat16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         raise ValueError("training.precision is bfloat16, which this GPU does not compute; use float32")
-    if recipe.training.precision == "bfloat16" and not (torch.cuda.is_available() or _computes_bfloat16()):
+    if recipe.training.precision == "bfloat16" and not torch.cuda.is_available() and emulates_bfloat16():
         log.warning("training.precision is bfloat16, which this CPU only emulates: float32 is several times as fast")
-
-
-def _computes_bfloat16() -> bool:
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _check_room(folder: Path, parameters: dict[str, dict[str, int]]) -> None:
