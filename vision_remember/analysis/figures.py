@@ -190,17 +190,13 @@ def _titled(panel: Axes, title: str, below: str, left: str) -> None:
 
 def _legend(figure: Figure, measurements: Sequence[Measurement], others: Mapping[str, Any] | None = None) -> None:
     handles = [
-        Line2D([], [], color=colour, linestyle=DASHES[reading], label=_name(one, reading))
+        Line2D([], [], color=colour, label=f"{one.label}, {one.token_grid.num_cells} tokens")
         for colour, one in _coloured(measurements)
-        for reading in one.share
     ]
-    handles += [Line2D([], [], color=GREY, linestyle=dashes, label=name) for name, dashes in (others or {}).items()]
+    readings = {(one.refusion, reading) for one in measurements for reading in one.share if reading != AS_IT_IS}
+    dashed = {f"{refusion} {reading}": DASHES[reading] for refusion, reading in sorted(readings)} | dict(others or {})
+    handles += [Line2D([], [], color=GREY, linestyle=dashes, label=name) for name, dashes in dashed.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
-
-
-def _name(one: Measurement, reading: str) -> str:
-    tokens = f"{one.label}, {one.token_grid.num_cells} tokens"
-    return tokens if reading == AS_IT_IS else f"{tokens}, {one.refusion} {reading}"
 
 
 def _rows(
