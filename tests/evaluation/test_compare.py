@@ -228,12 +228,8 @@ def test_shards_make_one_comparison(results: dict, home: Path) -> None:
 
 def test_finished_rows_are_one_comparison_without_their_weights(results: dict, home: Path) -> None:
     out = home / "copied"
-    for path in _files(home / "whole", "*"):
-        own = path.relative_to(home / "whole")
-        if path.is_file() and own.parts[0] == "rows" and ("training" not in own.parts or path.parent.name == "model"):
-            if path.suffix != ".safetensors":
-                (out / own).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, out / own)
+    left_out = ("*.safetensors", "checkpoints", "lock", "metrics.jsonl", "recipe.yaml", "run.json", "summary.json")
+    shutil.copytree(home / "whole" / "rows", out / "rows", ignore=shutil.ignore_patterns(*left_out))
     assert _without_timings(compare(home / "compare.yaml", seeds=SEEDS, out=out)) == _without_timings(results)
 
 

@@ -1,3 +1,5 @@
+"""What `train` promises: a run that can be repeated, interrupted, resumed and trusted, whatever is cached or watched."""
+
 import json
 import os
 import pickletools

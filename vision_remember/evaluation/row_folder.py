@@ -5,8 +5,8 @@ training/            the run folder of the trainer, which resumes by itself
 answers-SPLIT.jsonl  every answer
 finished.json        what training left behind; written last, so a row is finished if and only if this file is there
 
-Of a finished row these files are enough, with those of `training/model` that are no weights: what lies beside them may be deleted, and need
-not be copied to where the rows of several machines become one comparison.
+Of `training` a finished row needs only what is no weight in `training/model`: the rest may be deleted, and need not be copied to where the
+rows of several machines become one comparison.
 """
 
 import hashlib
