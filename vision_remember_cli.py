@@ -236,12 +236,15 @@ def build(
 
 @bench.command()
 def prefill(
-    rounds: Annotated[int, typer.Option(min=2, help="Measured pairs.")] = 21,
-    tiny: Annotated[bool, typer.Option("--tiny", help="A model of toy size, to try the command.")] = False,
+    size: Annotated[
+        str, typer.Option(help="0.5b or 2b: CLIP-L and an LLM of 0.5 or 1.5 B; tiny to try the command.")
+    ] = "0.5b",
+    batch: Annotated[int, typer.Option(min=1, help="Pages read at once, each with its question.")] = 1,
+    rounds: Annotated[int, typer.Option(min=2, help="Measured rounds.")] = 21,
     as_json: Json = False,
 ) -> None:
-    """Time three insertions of remember against none, in turns: CLIP-L and a 0.5 B LLM, 144 vision tokens, random weights."""
-    run(lambda cli: cli.bench_prefill(tiny=tiny, rounds=rounds), as_json)
+    """Time 576 vision tokens, 144, and 144 with three insertions of remember, in turns: random weights; on the GPU if there is one."""
+    run(lambda cli: cli.bench_prefill(size, batch=batch, rounds=rounds), as_json)
 
 
 def _seeds(text: str) -> tuple[int, ...]:

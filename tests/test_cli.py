@@ -158,8 +158,11 @@ def test_ask_and_evaluate_take_another_number_of_vision_tokens(model: Path, page
 
 
 def test_bench_prefill_runs_at_toy_size() -> None:
-    found = parsed(run("bench", "prefill", "--tiny", "--rounds", 2, "--json"))
-    assert found["size"] == "tiny" and found["bars"] == {"prefill_ratio": 1.05, "decode_ratio": 0.99}
+    found = parsed(run("bench", "prefill", "--size", "tiny", "--batch", 2, "--rounds", 2, "--json"))
+    assert found["size"] == "tiny" and found["batch"] == 2
+    assert found["bars"] == {"prefill_ratio": 1.05, "decode_ratio": 0.99}
+    refused = run("bench", "prefill", "--size", "7b")
+    assert refused.exit_code == 1 and "tiny, 0.5b, 2b" in refused.stderr
 
 
 def test_evaluate_scores_a_task(model: Path, tmp_path: Path) -> None:

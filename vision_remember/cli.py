@@ -127,11 +127,13 @@ def dry_run(recipe: str, overrides: Sequence[str], *, gpus: int = 1, gpu_memory:
     return Report(text="\n".join(lines), data=found)
 
 
-def bench_prefill(*, tiny: bool, rounds: int) -> Report:
-    """Time a model that remembers against the same model without: prefill and decode."""
+def bench_prefill(size: str, *, batch: int, rounds: int) -> Report:
+    """Time a model that remembers against the same one without, and against all patches: prefill and decode."""
     from vision_remember.bench import prefill
 
-    found = prefill.measure(prefill.TINY if tiny else prefill.LARGEST, rounds=rounds)
+    if size not in prefill.SIZES:
+        raise ValueError(f"--size {size}: choose one of {', '.join(prefill.SIZES)}")
+    found = prefill.measure(prefill.SIZES[size], rounds=rounds, batch=batch)
     return Report(text="\n".join(prefill.text_lines(found)), data=found)
 
 

@@ -41,7 +41,11 @@ def results(
     tokens = {"uncompressed": 144}
     trained = {
         (row, seed): TrainedRow(
-            tokens=tokens.get(row, 16), trainable_parameters=1_234_567, train_seconds=12.5, curve=_curve(chance, seed)
+            tokens=tokens.get(row, 16),
+            trainable_parameters=1_234_567,
+            train_seconds=12.5,
+            curve=_curve(chance, seed),
+            device=("CPU", "a GPU")[seed % 2],
         )
         for seed in seeds
         for row, chance in chances.items()

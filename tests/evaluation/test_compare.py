@@ -85,6 +85,7 @@ def test_results_have_the_promised_shape(results: dict, home: Path) -> None:
         fine = [row["scores"][family]["value"] for family in ("text", "table", "chart", "form")]
         assert row["mean"] == pytest.approx(sum(fine) / 4)
         assert row["trainable_parameters"] > 0 and row["train_seconds"] > 0 and row["prefill_ms"] > 0
+        assert row["device"] == (torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU")
     flops = {row["name"]: row["prefill_flops"] for row in results["rows"]}
     assert flops["uncompressed"] > flops["avg_pool + remember"] > flops["avg_pool"] > 0
     assert set(results["summary"]["recovered"]) == set(results["summary"]["layout"]) == {"avg_pool + remember"}

@@ -50,6 +50,14 @@ def test_the_same_results_give_the_same_bytes(page: str) -> None:
     assert render_report(made_up.results(), [_specimen()]) == page
 
 
+def test_what_the_rows_were_trained_on_is_said_where_they_know(page: str) -> None:
+    assert "mean over seeds, on CPU and a GPU." in page
+    results = made_up.results()
+    for row in results["rows"]:
+        row["device"] = None
+    assert "mean over seeds. Prefill" in render_report(results, [])
+
+
 def test_a_comparison_without_pairs_has_no_figure_of_them() -> None:
     results = made_up.results()
     results["summary"]["differences"] = []

@@ -49,6 +49,7 @@ class TrainedRow:
         tokens: vision tokens per page.
         trainable_parameters: weights that were trained.
         train_seconds: time the training took.
+        device: what it was trained on, "CPU" or the name of a GPU; None where the row does not say.
         curve: `{"step": [...], "loss": [...]}`.
         start: how the model it started from was trained, `{"checkpoint", "recipe", "seed", "steps", "samples", "curve"}`; None where it
             does not say.
@@ -58,6 +59,7 @@ class TrainedRow:
     trainable_parameters: int
     train_seconds: float
     curve: dict[str, list[float]]
+    device: str | None = None
     start: dict[str, Any] | None = None
 
 
@@ -129,6 +131,7 @@ def _row(
         "mean": sum(fine) / len(fine),
         "trainable_parameters": trained.trainable_parameters,
         "train_seconds": trained.train_seconds,
+        "device": trained.device,
         **cost,
         "projector_options": plan.projector,
         "refusion_options": plan.refusion,

@@ -22,7 +22,7 @@ from vision_remember.evaluation.results import TrainedRow
 from vision_remember.model.embedded import model_path
 from vision_remember.model.engine import Engine
 from vision_remember.training.recipe import Recipe
-from vision_remember.training.run_folder import HISTORY, SUMMARY, WATCHING, learning_curve
+from vision_remember.training.run_folder import HISTORY, RUN, SUMMARY, WATCHING, learning_curve
 
 # Keys that may differ between two runs of a row: those that watch it, and which kernel computes attention, which moves roundings alone.
 NOT_IDENTITY = (*WATCHING, "model.attn_implementation")
@@ -110,12 +110,13 @@ class RowFolder:
 
     def finish(self, *, tokens: int) -> None:
         """Write the last file of the row, from what the trainer measured."""
-        summary = json.loads((self.training / SUMMARY).read_text(encoding="utf-8"))
+        summary, run = (json.loads((self.training / name).read_text(encoding="utf-8")) for name in (SUMMARY, RUN))
         trained = TrainedRow(
             tokens=tokens,
             trainable_parameters=summary["trainable_parameters"],
             train_seconds=summary["train_seconds"],
             curve=learning_curve(self.training),
+            device=run["device"],
         )
         write_json(self.path / "finished.json", asdict(trained))
 

@@ -27,6 +27,7 @@ from vision_remember.training.checkpoint import write_json, write_text
 from vision_remember.training.recipe import Recipe
 
 PACKAGES = ("accelerate", "numpy", "pillow", "safetensors", "tokenizers", "torch", "transformers")
+RUN = "run.json"
 SUMMARY = "summary.json"
 HISTORY = "trainer_state.json"  # in the model's folder; the name and keys are those of transformers' Trainer
 CURVE_POINTS = 100
@@ -124,7 +125,7 @@ def identify(folder: Path, facts: dict[str, Any]) -> None:
     Raises:
         ValueError: one of them changed; both values.
     """
-    path = folder / "run.json"
+    path = folder / RUN
     if not (_has_started(folder) and path.exists()):
         write_json(path, facts)
         return
@@ -143,7 +144,7 @@ def environment(seed: int) -> dict[str, Any]:
         "seed": seed,
         "versions": {"python": platform.python_version(), "vision-remember": _own_version(), **versions},
         "threads": torch.get_num_threads(),
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         "machine": platform.machine(),
     }
 
