@@ -247,6 +247,17 @@ def prefill(
     run(lambda cli: cli.bench_prefill(size, batch=batch, rounds=rounds), as_json)
 
 
+@bench.command()
+def step(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Measured micro-batches.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Time the longest training step of a recipe on random weights, on the GPU if there is one, and its memory beside the estimate."""
+    run(lambda cli: cli.bench_step(recipe, overrides or [], rounds=rounds), as_json)
+
+
 def _seeds(text: str) -> tuple[int, ...]:
     try:
         seeds = tuple(int(part) for part in text.split(","))

@@ -22,7 +22,7 @@ from vision_remember import VisionRememberForConditionalGeneration, VisionRememb
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = [
     *("demo", "ask", "train", "convert", "evaluate", "compare", "list", "data", "data make", "data show", "data check"),
-    *("paper-table", "foundation", "foundation build", "bench", "bench prefill"),
+    *("paper-table", "foundation", "foundation build", "bench", "bench prefill", "bench step"),
 ]
 # The front end in a process of its own, over a package whose `list` does what the test says: importing the real one takes seconds.
 # A job in the background inherits that Ctrl-C is ignored; the stand-in takes it, as in a terminal.

@@ -137,6 +137,16 @@ def bench_prefill(size: str, *, batch: int, rounds: int) -> Report:
     return Report(text="\n".join(prefill.text_lines(found)), data=found)
 
 
+def bench_step(recipe: str, overrides: Sequence[str], *, rounds: int) -> Report:
+    """Time training steps of a recipe on random weights and tokens, and measure their memory beside the estimate."""
+    from vision_remember.bench import step
+    from vision_remember.training import load_recipe
+
+    file = recipe_file(recipe)
+    found = step.measure(load_recipe(file, overrides, has_files=False), beside=file.parent, rounds=rounds)
+    return Report(text="\n".join(step.text_lines(found)), data=found)
+
+
 def evaluate(
     model: str,
     task: str | None,

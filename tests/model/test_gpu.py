@@ -14,6 +14,12 @@ pytestmark = pytest.mark.gpu
 TOLERANCE = 1e-4  # float32 sums in another order
 
 
+@pytest.fixture(autouse=True)
+def exact_convolutions(monkeypatch):
+    """torch lets convolutions of float32 round to TF32 by default, which keeps three decimal digits."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 def on_gpu(inputs):
     return {name: tensor.to("cuda") for name, tensor in inputs.items()}
 

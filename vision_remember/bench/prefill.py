@@ -146,9 +146,13 @@ def measure(size: Size, *, rounds: int, batch: int = 1) -> dict[str, Any]:
 
 def build(size: Size, device: torch.device | None = None) -> dict[str, VisionRememberForConditionalGeneration]:
     """The models of `MODELS`, which share the weights of what they have in common: in bfloat16 on a GPU, else in float32."""
+    device = device or torch.device("cpu")
     torch.manual_seed(0)
-    models = {name: VisionRememberForConditionalGeneration(_config(size, **parts)) for name, parts in MODELS.items()}
-    dtype = torch.bfloat16 if device is not None and device.type == "cuda" else torch.float32
+    with device:
+        models = {
+            name: VisionRememberForConditionalGeneration(_config(size, **parts)) for name, parts in MODELS.items()
+        }
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     weights = models["remember"].to(device, dtype).state_dict()
     for name in ("uncompressed", "none"):
         own = models[name].state_dict()

@@ -44,8 +44,6 @@ def dry_run(recipe: Recipe, *, beside: Path, num_gpus: int = 1, gpu_memory: int 
     rows, accumulation = share(training, num_gpus)
     config, origins = model_config(recipe.model, beside)
     model = without_weights(config)
-    if "checkpoint" not in origins:
-        _count_prefix(model)
     parameters = freeze(model, training)
     check_rates(model, training.tokens_per_image)
     tiling = config.tiling
@@ -117,6 +115,7 @@ def model_config(section: ModelSection, beside: Path) -> tuple[VisionRememberCon
         turn_start_token_id=last - 1,
         turn_end_token_id=last - 2,
     )
+    config.num_prefix_tokens = _num_prefix_tokens(config)
     return config, {"vision": vision_from, "text": text_from}
 
 
@@ -133,12 +132,12 @@ def _backbone(name: str, beside: Path) -> tuple[Any, str]:
         ) from None
 
 
-def _count_prefix(model: Any) -> None:
-    """Finds how many tokens the encoder puts before its patches, as assembling the backbones does."""
+def _num_prefix_tokens(config: VisionRememberConfig) -> int:
+    """How many tokens the encoder puts before its patches, as assembling the backbones finds it."""
     shapes: list[int] = []
-    canvas = torch.zeros(1, 3, *model.config.image_size)
-    count_flops(lambda: shapes.append(model.model.vision_tower(canvas).last_hidden_state.shape[1]))
-    model.config.num_prefix_tokens = shapes[0] - model.config.patch_grid.num_cells
+    tower, canvas = without_weights(config).model.vision_tower, torch.zeros(1, 3, *config.image_size)
+    count_flops(lambda: shapes.append(tower(canvas).last_hidden_state.shape[1]))
+    return shapes[0] - config.patch_grid.num_cells
 
 
 def _prefill_flops(model: Any, rate: int) -> int:
