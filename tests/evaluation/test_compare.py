@@ -256,6 +256,13 @@ def test_an_elastic_model_is_trained_once_and_answers_at_each_of_its_rates(home:
     assert results["summary"]["differences"][0]["row"] == "elastic 4"
 
 
+def test_a_model_that_cannot_be_is_refused_before_anything_is_trained(home: Path, tmp_path: Path) -> None:
+    nine = 'rows.2.projector={"type": "mqt", "num_queries": 9, "num_heads": 2}'
+    with pytest.raises(ValueError, match=r"row 'avg_pool \+ remember': 9 vision tokens .* make 4, 16, 36 of them"):
+        compare(home / "compare.yaml", out=tmp_path / "out", overrides=[nine])
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_shard_that_is_none_is_refused(home: Path) -> None:
     with pytest.raises(ValueError, match=r"from 1 to n"):
         compare(home / "compare.yaml", out=home / "never", shard=(3, 2))

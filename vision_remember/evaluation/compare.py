@@ -50,8 +50,8 @@ def compare(
         The content of `results.json`; None while rows of other shards are missing, and then nothing but rows is written.
 
     Raises:
-        ValueError: the comparison or a row's recipe is wrong, a row in `out` was made with another one, or a sample cannot be used; all but
-            the last before anything is trained.
+        ValueError: the comparison, a row's recipe or its model is wrong, a row in `out` was made with another one, or a sample cannot be
+            used; all but the last before anything is trained.
     """
     from vision_remember.evaluation.report import render_report  # matplotlib, which only a finished comparison needs
 
@@ -63,6 +63,8 @@ def compare(
     folders = [RowFolder.of(comparison, row, seed, out) for seed in seeds for row in comparison.rows]
     for folder in folders:
         folder.check()
+        if folder.seed == seeds[0] and not folder.is_finished:
+            folder.check_model()
     splits = comparison.evaluation.splits
     tasks: Tasks = {split: load_task(comparison.evaluation.task(split)) for split in splits}
     cache = FeatureCache()

@@ -21,6 +21,8 @@ from vision_remember.evaluation.records import Record, read_answers, write_answe
 from vision_remember.evaluation.results import TrainedRow
 from vision_remember.model.embedded import model_path
 from vision_remember.model.engine import Engine
+from vision_remember.model.flops import without_weights
+from vision_remember.training.dry_run import NotAtHand, model_config
 from vision_remember.training.recipe import Recipe
 from vision_remember.training.run_folder import HISTORY, RUN, SUMMARY, WATCHING, learning_curve
 
@@ -95,6 +97,20 @@ class RowFolder:
                 f"row {self.row.name!r}, seed {self.seed}, in {self.path} was made with another recipe: {listed}{more}. "
                 f"Choose another --out, or delete {self.path} to train this row again"
             )
+
+    def check_model(self) -> None:
+        """Refuse a model that cannot be, from the configs of its backbones; what is not at hand is left to the training.
+
+        Raises:
+            ValueError: names the row and says what its parts do not take.
+        """
+        try:
+            config, _ = model_config(self.recipe.model, Path())
+            without_weights(config)
+        except NotAtHand:
+            return
+        except ValueError as error:
+            raise ValueError(f"row {self.row.name!r}: {error}") from error
 
     def begin(self) -> None:
         """Write down what the row is, before any work."""

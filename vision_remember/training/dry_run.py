@@ -24,6 +24,10 @@ from vision_remember.training.start import check_rates, freeze
 NUM_TEXT_TOKENS = 50  # of the prompt whose prefill is counted
 
 
+class NotAtHand(ValueError):
+    """A config that is on no disk here, and that a dry run would have to fetch."""
+
+
 def dry_run(recipe: Recipe, *, beside: Path, num_gpus: int = 1, gpu_memory: int | None = None) -> dict[str, Any]:
     """Describes a run without starting it.
 
@@ -90,7 +94,7 @@ def model_config(section: ModelSection, beside: Path) -> tuple[VisionRememberCon
     Of two backbones only the shapes are known: the control tokens stand at the end of the vocabulary, whose tokenizer is not read.
 
     Raises:
-        ValueError: a config is not at hand; says where it may lie.
+        NotAtHand: a config is not; says where it may lie.
     """
     start = section.start
     if start is not None and (Path(start) / "config.json").is_file():
@@ -99,7 +103,7 @@ def model_config(section: ModelSection, beside: Path) -> tuple[VisionRememberCon
         resolution = section.resolution or config.resolution
         return VisionRememberConfig(**{**config.to_dict(), **changed, "resolution": resolution}), {"checkpoint": start}
     if section.vision is None or section.text is None:
-        raise ValueError(
+        raise NotAtHand(
             f"model.checkpoint {section.checkpoint} is not there, and no backbones are named that tell its shape; name them"
         )
     (vision, vision_from), (text, text_from) = (_backbone(name, beside) for name in (section.vision, section.text))
@@ -127,7 +131,7 @@ def _backbone(name: str, beside: Path) -> tuple[Any, str]:
     try:
         return AutoConfig.from_pretrained(name, local_files_only=True), f"{name}, from the local cache"
     except OSError:
-        raise ValueError(
+        raise NotAtHand(
             f"the config of {name} is not at hand, and a dry run fetches nothing: put its config.json into {shipped}, or load it once"
         ) from None
 
