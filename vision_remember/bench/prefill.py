@@ -85,7 +85,7 @@ SIZES = {
         },
     ),
 }
-MODELS = {
+MODELS: dict[str, dict[str, dict[str, Any]]] = {
     "uncompressed": {"projector": {"type": "mlp"}, "refusion": {"type": "none"}},
     "none": {"projector": {"type": "avg_pool", "scale": 2}, "refusion": {"type": "none"}},
     "remember": {"projector": {"type": "avg_pool", "scale": 2}, "refusion": {"type": "remember"}},

@@ -97,7 +97,7 @@ def _inputs(model: VisionRememberForConditionalGeneration, rows: int, length: in
     config = model.config
     generator = torch.Generator().manual_seed(0)
     ids = prompt_ids(config, length - config.token_grid.num_cells)
-    ids = torch.where(ids == 0, torch.randint(1, config.turn_end_token_id, ids.shape, generator=generator), ids)
+    ids = torch.where(ids == 0, torch.randint(1, config.image_token_id - 2, ids.shape, generator=generator), ids)
     ids = ids.expand(rows, -1).to(model.device)
     pixels = torch.randn(rows, *config.pixel_shape, generator=generator).to(model.device)
     return {
