@@ -37,7 +37,7 @@ ROOMS: dict[str, set[str]] = {
     "foundation": {"training", "model", "projectors", "data"},
     "evaluation": {"training", "foundation", "model", "data"},
     "analysis": {"evaluation", "model", "data"},
-    "bench": {"evaluation", "model", "data"},
+    "bench": {"evaluation", "training", "model", "data"},
     "serving": {"model"},
     "cli": {"*"},
     "__init__": {"model", "projectors"},
@@ -267,7 +267,7 @@ def test_a_file_is_one_idea(path: Path) -> None:
 def test_tests_mirror_the_package() -> None:
     """A test file is named after a module, a folder of modules, or a promise of a whole room."""
     promises = {"contract", "families", "generation", "views"}
-    promises |= {"compile", "generation_ways", "lora", "native", "serve", "streaming"}
+    promises |= {"compile", "generation_ways", "gpu", "lora", "native", "serve", "streaming"}
     tests = ROOT / "tests"
     for path in tests.rglob("test_*.py"):
         place = path.relative_to(tests)

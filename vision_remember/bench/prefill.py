@@ -8,7 +8,6 @@ reported with the middle half of them.
 """
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vision_remember.bench.clock import now
 from vision_remember.model import VisionRememberConfig, VisionRememberForConditionalGeneration
 from vision_remember.model.flops import prompt_ids
 
@@ -228,13 +228,6 @@ def _timed(model: VisionRememberForConditionalGeneration, inputs: dict[str, Tens
 
 
 def _seconds(call: Callable[[], Any]) -> float:
-    _finish_queue()
-    start = time.perf_counter()
+    start = now()
     call()
-    _finish_queue()
-    return time.perf_counter() - start
-
-
-def _finish_queue() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    return now() - start

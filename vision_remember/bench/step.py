@@ -4,13 +4,13 @@ The model is built from its configs with random weights and trained on rows of r
 one image each: the longest step that the recipe can meet, on one device. No data, no weights and no network are needed.
 """
 
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vision_remember.bench.clock import now
 from vision_remember.model import VisionRememberForConditionalGeneration
 from vision_remember.model.flops import prompt_ids
 from vision_remember.training.distributed import share
@@ -53,14 +53,14 @@ def measure(recipe: Recipe, *, beside: Path, rounds: int) -> dict[str, Any]:
     inputs = _inputs(model, rows, recipe.data.max_length)
     seconds: list[tuple[float, float]] = []
     for _ in range(WARM_UP + rounds):
-        begin = _now()
+        begin = now()
         with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16"):
             loss = model(**inputs, use_cache=False).loss
         loss.backward()
-        middle = _now()
+        middle = now()
         optimizer.step()
         optimizer.zero_grad()
-        seconds.append((middle - begin, _now() - middle))
+        seconds.append((middle - begin, now() - middle))
     is_gpu = device.type == "cuda"
     return {
         "recipe": recipe.name,
@@ -110,9 +110,3 @@ def _inputs(model: VisionRememberForConditionalGeneration, rows: int, length: in
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
