@@ -16,4 +16,4 @@ def test_what_is_reported_is_what_was_measured():
     assert len(found["micro_batch_seconds"]) == len(found["optimizer_seconds"]) == 2
     assert all(seconds > 0 for name in ("micro_batch_seconds", "optimizer_seconds") for seconds in found[name])
     assert (found["allocated"] is None) == (not torch.cuda.is_available())
-    assert "a step of 3 micro-batches" in "\n".join(text_lines(found))
+    assert "a step, 3 x the first and the second" in "\n".join(text_lines(found))

@@ -84,12 +84,12 @@ def text_lines(found: dict[str, Any]) -> list[str]:
     estimate = found["estimated"]
     lines = [
         f"{found['recipe']} on {found['device']} in {found['precision']}: {found['rows']} rows, {found['tokens']:,} tokens a micro-batch",
-        f"micro-batch {micro:.3f} s ({found['tokens'] / micro:,.0f} tokens/s), optimizer {step:.3f} s, a step of "
-        f"{found['accumulation']} micro-batches {whole:.1f} s",
-        f"memory estimated   {gib(estimate['total'])}, of which for CUDA itself {gib(estimate['runtime'])}",
+        f"micro-batch {micro:.3f} s ({found['tokens'] / micro:,.0f} tokens/s), optimizer {step:.3f} s; "
+        f"a step, {found['accumulation']} x the first and the second, {whole:.1f} s",
+        f"GPU memory, estimated   {gib(estimate['total'])}, of which for CUDA itself {gib(estimate['runtime'])}",
     ]
     if found["allocated"] is not None:
-        lines.append(f"memory measured    {gib(found['allocated'])} allocated, {gib(found['reserved'])} reserved")
+        lines.append(f"GPU memory, measured    {gib(found['allocated'])} allocated, {gib(found['reserved'])} reserved")
     return lines
 
 
