@@ -15,7 +15,7 @@ from vision_remember.model.flops import prompt_ids
 
 
 def test_all_models_share_their_weights_and_one_of_them_remembers_three_times():
-    models = build(SIZES["tiny"])
+    models = build(SIZES["tiny"], torch.device("cpu"))
     config = models["none"].config
     inputs = {"input_ids": prompt_ids(config, 10), "pixel_values": torch.randn(1, *config.pixel_shape)}
     with torch.inference_mode():

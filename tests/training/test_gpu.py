@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from tests.training.test_trainer import weights, whole_lines
 from vision_remember.training import train
 
 pytestmark = pytest.mark.gpu
@@ -33,12 +33,7 @@ def started(recipe_file: Path, folder: Path, *overrides: str, **environment: str
 
 
 def losses(folder: Path) -> list[float]:
-    lines = (folder / "metrics.jsonl").read_text().split("\n")[:-1]
-    return [json.loads(line)["loss"] for line in lines]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model" / "model.safetensors")
+    return [line["loss"] for line in whole_lines(folder)]
 
 
 @pytest.mark.parametrize("cached", ["true", "false"])

@@ -55,7 +55,7 @@ def kill_at_step(monkeypatch):
         )
         child.start()
         while child.is_alive():
-            if (folder / "metrics.jsonl").exists() and any(line["step"] >= step for line in _whole_lines(folder)):
+            if (folder / "metrics.jsonl").exists() and any(line["step"] >= step for line in whole_lines(folder)):
                 time.sleep(wait)
                 os.kill(child.pid, number)
                 break
@@ -66,7 +66,7 @@ def kill_at_step(monkeypatch):
     return run
 
 
-def _whole_lines(run: Path) -> list[dict]:
+def whole_lines(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().split("\n")[:-1]]
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vision_remember.bench.clock import now
 from vision_remember.model import VisionRememberConfig, VisionRememberForConditionalGeneration
+from vision_remember.model.clock import now
 from vision_remember.model.flops import prompt_ids
 
 NUM_TEXT_TOKENS = 50
@@ -144,9 +144,8 @@ def measure(size: Size, *, rounds: int, batch: int = 1) -> dict[str, Any]:
     }
 
 
-def build(size: Size, device: torch.device | None = None) -> dict[str, VisionRememberForConditionalGeneration]:
+def build(size: Size, device: torch.device) -> dict[str, VisionRememberForConditionalGeneration]:
     """The models of `MODELS`, which share the weights of what they have in common: in bfloat16 on a GPU, else in float32."""
-    device = device or torch.device("cpu")
     torch.manual_seed(0)
     with device:
         models = {
@@ -217,17 +216,17 @@ def _inputs(model: VisionRememberForConditionalGeneration, batch: int) -> dict[s
 def _timed(model: VisionRememberForConditionalGeneration, inputs: dict[str, Tensor]) -> tuple[float, float]:
     """Seconds of the prefill, and of the tokens decoded after it; always as many, whatever they say."""
     found: list[Any] = []
-    prefill = _seconds(lambda: found.append(model(**inputs, use_cache=True, logits_to_keep=1)))
+    prefill = _seconds(model.device, lambda: found.append(model(**inputs, use_cache=True, logits_to_keep=1)))
     token, cache = inputs["input_ids"].new_zeros(len(inputs["input_ids"]), 1), found[0].past_key_values
 
     def decode() -> None:
         for _ in range(NEW_TOKENS):
             model(token, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
-    return prefill, _seconds(decode)
+    return prefill, _seconds(model.device, decode)
 
 
-def _seconds(call: Callable[[], Any]) -> float:
-    start = now()
+def _seconds(device: torch.device, call: Callable[[], Any]) -> float:
+    start = now(device)
     call()
-    return now() - start
+    return now(device) - start

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vision_remember.bench.clock import now
 from vision_remember.model import VisionRememberForConditionalGeneration
+from vision_remember.model.clock import now
 from vision_remember.model.flops import prompt_ids
 from vision_remember.training.distributed import share
-from vision_remember.training.dry_run import dry_run, gib, model_config
+from vision_remember.training.dry_run import dry_run, gib, shapes_of
 from vision_remember.training.optimizer import build_optimizer
 from vision_remember.training.recipe import Recipe
 from vision_remember.training.start import freeze
@@ -39,11 +39,11 @@ def measure(recipe: Recipe, *, beside: Path, rounds: int) -> dict[str, Any]:
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = dry_run(recipe, beside=beside)
-    config, _ = model_config(recipe.model, beside)
+    shapes, _ = shapes_of(recipe.model, beside)
     training = recipe.training
     torch.manual_seed(recipe.seed)
     with device:
-        model = VisionRememberForConditionalGeneration(config)
+        model = VisionRememberForConditionalGeneration(shapes.config)
     model.to(device).train()
     freeze(model, training)
     if training.activation_checkpointing:
@@ -53,14 +53,14 @@ def measure(recipe: Recipe, *, beside: Path, rounds: int) -> dict[str, Any]:
     inputs = _inputs(model, rows, recipe.data.max_length)
     seconds: list[tuple[float, float]] = []
     for _ in range(WARM_UP + rounds):
-        begin = now()
+        begin = now(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16"):
             loss = model(**inputs, use_cache=False).loss
         loss.backward()
-        middle = now()
+        middle = now(device)
         optimizer.step()
         optimizer.zero_grad()
-        seconds.append((middle - begin, now() - middle))
+        seconds.append((middle - begin, now(device) - middle))
     is_gpu = device.type == "cuda"
     return {
         "recipe": recipe.name,

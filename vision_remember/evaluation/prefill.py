@@ -4,13 +4,13 @@ Rows are measured in turns, round by round, so that whatever else the machine do
 """
 
 import statistics
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from vision_remember.evaluation.tasks import Question
+from vision_remember.model.clock import now
 from vision_remember.model.engine import Engine
 from vision_remember.model.flops import prefill_flops
 
@@ -55,13 +55,7 @@ def _prompt(engine: Engine, question: Question) -> dict[str, Any]:
 
 @torch.inference_mode()
 def _timed(engine: Engine, inputs: Mapping[str, Any]) -> float:
-    _synchronise(engine)
-    start = time.perf_counter()
+    device = engine.model.device
+    start = now(device)
     engine.model(**inputs, use_cache=True, logits_to_keep=1)
-    _synchronise(engine)
-    return time.perf_counter() - start
-
-
-def _synchronise(engine: Engine) -> None:
-    if engine.model.device.type == "cuda":
-        torch.cuda.synchronize(engine.model.device)
+    return now(device) - start

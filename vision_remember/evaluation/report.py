@@ -140,7 +140,7 @@ def _costs(results: Results) -> Markup:
         costs = [f"{rows[0]['trainable_parameters']:,}", f"{seconds:,.0f} s"]
         costs += [f"{rows[0]['prefill_flops'] / 1e9:.2f}", f"{rows[0]['prefill_ms']:.1f} ms"]
         body.append([_named(results, name), rows[0]["projector"], rows[0]["refusion"], rows[0]["tokens"], *costs])
-    devices = sorted({row["device"] for row in results["rows"] if row.get("device")})
+    devices = sorted({row["device"] for row in results["rows"] if row["device"]})
     where = f", on {' and '.join(devices)}" if devices else ""
     caption = f"What a row costs. Training: mean over seeds{where}. Prefill: encoder, projector and decoder for one page and one question."
     return _table(

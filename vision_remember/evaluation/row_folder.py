@@ -21,8 +21,7 @@ from vision_remember.evaluation.records import Record, read_answers, write_answe
 from vision_remember.evaluation.results import TrainedRow
 from vision_remember.model.embedded import model_path
 from vision_remember.model.engine import Engine
-from vision_remember.model.flops import without_weights
-from vision_remember.training.dry_run import NotAtHand, model_config
+from vision_remember.training.dry_run import NotAtHand, shapes_of
 from vision_remember.training.recipe import Recipe
 from vision_remember.training.run_folder import HISTORY, RUN, SUMMARY, WATCHING, learning_curve
 
@@ -105,8 +104,7 @@ class RowFolder:
             ValueError: names the row and says what its parts do not take.
         """
         try:
-            config, _ = model_config(self.recipe.model, Path())
-            without_weights(config)
+            shapes_of(self.recipe.model, Path())
         except NotAtHand:
             return
         except ValueError as error:

@@ -46,8 +46,8 @@ def dry_run(recipe: Recipe, *, beside: Path, num_gpus: int = 1, gpu_memory: int 
     """
     training, length = recipe.training, recipe.data.max_length
     rows, accumulation = share(training, num_gpus)
-    config, origins = model_config(recipe.model, beside)
-    model = without_weights(config)
+    model, origins = shapes_of(recipe.model, beside)
+    config = model.config
     parameters = freeze(model, training)
     check_rates(model, training.tokens_per_image)
     tiling = config.tiling
@@ -88,14 +88,23 @@ def dry_run(recipe: Recipe, *, beside: Path, num_gpus: int = 1, gpu_memory: int 
     }
 
 
-def model_config(section: ModelSection, beside: Path) -> tuple[VisionRememberConfig, dict[str, str]]:
-    """The config of the model a recipe trains, and where each part of it was read.
+def shapes_of(section: ModelSection, beside: Path) -> tuple[Any, dict[str, str]]:
+    """The model a recipe trains, without weights, and where the config of each part of it was read.
 
     Of two backbones only the shapes are known: the control tokens stand at the end of the vocabulary, whose tokenizer is not read.
 
     Raises:
         NotAtHand: a config is not; says where it may lie.
+        ValueError: the parts do not go together.
     """
+    config, origins = _config(section, beside)
+    model = without_weights(config)
+    if "checkpoint" not in origins:
+        _count_prefix(model)
+    return model, origins
+
+
+def _config(section: ModelSection, beside: Path) -> tuple[VisionRememberConfig, dict[str, str]]:
     start = section.start
     if start is not None and (Path(start) / "config.json").is_file():
         config = VisionRememberConfig.from_pretrained(start)
@@ -119,7 +128,6 @@ def model_config(section: ModelSection, beside: Path) -> tuple[VisionRememberCon
         turn_start_token_id=last - 1,
         turn_end_token_id=last - 2,
     )
-    config.num_prefix_tokens = _num_prefix_tokens(config)
     return config, {"vision": vision_from, "text": text_from}
 
 
@@ -136,12 +144,12 @@ def _backbone(name: str, beside: Path) -> tuple[Any, str]:
         ) from None
 
 
-def _num_prefix_tokens(config: VisionRememberConfig) -> int:
-    """How many tokens the encoder puts before its patches, as assembling the backbones finds it."""
+def _count_prefix(model: Any) -> None:
+    """Finds how many tokens the encoder puts before its patches, as assembling the backbones does."""
     shapes: list[int] = []
-    tower, canvas = without_weights(config).model.vision_tower, torch.zeros(1, 3, *config.image_size)
-    count_flops(lambda: shapes.append(tower(canvas).last_hidden_state.shape[1]))
-    return shapes[0] - config.patch_grid.num_cells
+    canvas = torch.zeros(1, 3, *model.config.image_size)
+    count_flops(lambda: shapes.append(model.model.vision_tower(canvas).last_hidden_state.shape[1]))
+    model.config.num_prefix_tokens = shapes[0] - model.config.patch_grid.num_cells
 
 
 def _prefill_flops(model: Any, rate: int) -> int:
