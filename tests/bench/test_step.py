@@ -17,3 +17,9 @@ def test_what_is_reported_is_what_was_measured():
     assert all(seconds > 0 for name in ("micro_batch_seconds", "optimizer_seconds") for seconds in found[name])
     assert (found["allocated"] is None) == (not torch.cuda.is_available())
     assert "a step, 3 x the first and the second" in "\n".join(text_lines(found))
+
+
+def test_an_image_of_any_resolution_is_one_that_fills_the_most_tiles():
+    overrides = [*SHORT, "data.max_length=128", "model.resolution={mode: anyres}"]
+    recipe = load_recipe(RECIPES / "tiny" / "align_short.yaml", overrides, has_files=False)
+    assert measure(recipe, beside=RECIPES / "tiny", rounds=1)["tokens"] == 256

@@ -1,7 +1,8 @@
 """What a training step of a recipe takes: time, and memory beside the estimate of a dry run.
 
 The model is built from its configs with random weights and trained on rows of random tokens that are all as long as `data.max_length`, with
-one image each: the longest step that the recipe can meet, on one device. No data, no weights and no network are needed.
+one image each, the largest that the model takes: the longest step that the recipe can meet, on one device. No data, no weights and no
+network are needed.
 """
 
 from pathlib import Path
@@ -94,13 +95,16 @@ def text_lines(found: dict[str, Any]) -> list[str]:
 
 
 def _inputs(model: VisionRememberForConditionalGeneration, rows: int, length: int) -> dict[str, Tensor]:
-    config = model.config
+    config, tiling = model.config, model.config.tiling
+    num_tokens = tiling.layout(tiling.largest).num_tokens
     generator = torch.Generator().manual_seed(0)
-    ids = prompt_ids(config, length - config.token_grid.num_cells)
+    ids = prompt_ids(config, length - num_tokens, num_tokens)
     ids = torch.where(ids == 0, torch.randint(1, config.image_token_id - 2, ids.shape, generator=generator), ids)
     ids = ids.expand(rows, -1).to(model.device)
     pixels = torch.randn(rows, *config.pixel_shape, generator=generator).to(model.device)
+    sizes = {"image_sizes": torch.tensor([tiling.largest] * rows)} if tiling.is_anyres else {}
     return {
+        **sizes,
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
         "pixel_values": pixels,
